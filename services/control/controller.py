@@ -21,6 +21,7 @@ from imcore.hlc import median_offset_ms
 from imcore.proto import peer_pb2 as peer
 from imcore.region.model import Region
 from imcore.runtime import Clock
+from services.control.acceptor import majority
 from services.control.caspaxos import Proposer
 from services.control.evaluate import Decision, evaluate
 from services.control.evidence import Evidence, IdcFacts, facts_from_status
@@ -264,11 +265,12 @@ class Controller:
             self._detector.leases(name, len(self._directory.live_in(name)), now)
             self._detector.reported(name, reports.get(name, 0), now)
         policy = self.policy
-        out = (IdcState.FAILED, IdcState.RETIRED)
+        # Of one that has failed the votes stand on: by them it knows that it is not back yet,
+        # though it may reach everybody. It would be failed over again, time after time.
         ballots = [
             ballot
             for ballot in self._detector.ballots(now)
-            if policy is None or policy.state(ballot.accused) not in out
+            if policy is None or policy.state(ballot.accused) is not IdcState.RETIRED
         ]
         await self._votes.cast(ballots)
         if policy is not None:
@@ -321,9 +323,8 @@ class Controller:
             return
         evidence = self.evidence()
         by = f"controller {self.own}"
-        accused = any(vote.accused == self.own for vote in evidence.votes)
         own = evidence.idcs.get(self.own)
-        back = own is not None and own.serving and not accused  # else it would be accused again
+        back = own is not None and own.serving and self._cleared(evidence)
         change = own_recovery(policy, self.own, self._boot, by) if back else None
         rank = 0
         if change is None:
@@ -347,6 +348,13 @@ class Controller:
             decision = evaluate(policy, change, evidence, self._region, now_ms)
         if decision.policy is not None and self._my_turn(change.request_id, rank):
             log.info("%s", await self.commit(change))
+
+    def _cleared(self, evidence: Evidence) -> bool:
+        """Whether nobody accuses this IDC, by a majority of the voters: of those that accuse one
+        until it is failed over, some are among them."""
+        heard = sum(self._poller.answers(name) for name in self._voters)
+        accused = any(vote.accused == self.own for vote in evidence.votes)
+        return heard >= majority(len(self._voters)) and not accused
 
     def _rank(self, evidence: Evidence) -> int:
         """Place among the IDCs that can be heard."""

@@ -218,6 +218,7 @@ async def test_an_idc_dies_and_comes_back(tmp_path: Path, monkeypatch: pytest.Mo
         await fra.run()
         await until(lambda: iad.state("fra") is IdcState.RECOVERING)
         await until(lambda: iad.controller.evidence().idcs["fra"].at_ms > heard_ms)
+        await until(lambda: not iad.controller.evidence().votes)
         decision = await iad.submit(Kind.FAILBACK, "fra", "back")
         assert decision.policy is not None, decision.sentence
         await until(
@@ -237,6 +238,24 @@ async def test_an_idc_dies_and_comes_back(tmp_path: Path, monkeypatch: pytest.Mo
             "ramp of fra to 50 %",
             "ramp of fra to 100 %",
         ]
+
+
+async def test_an_idc_that_nobody_reaches_is_failed_over_once_though_it_reaches_everybody(
+    tmp_path: Path,
+) -> None:
+    """As behind a firewall that lets nothing in. It must not say that it is back, or each second it
+    would be failed over again, and whatever move is under way elsewhere would end."""
+    async with running(tmp_path) as idcs:
+        fra, iad, sin = (idcs[name] for name in IDCS)
+        await until(lambda: iad.directory.live_in("fra") and sin.directory.live_in("fra"))
+        fra.down = True
+        await until(lambda: iad.state("fra") is sin.state("fra") is IdcState.FAILED)
+        await asyncio.sleep(3.0)
+        assert iad.holder.policy is not None and iad.holder.policy.epoch == 2
+        fra.down = False
+        await until(lambda: iad.state("fra") is IdcState.RECOVERING)
+        await asyncio.sleep(1.0)
+        assert iad.state("fra") is IdcState.RECOVERING
 
 
 async def test_a_failover_that_is_not_allowed_is_audited_once_and_not_each_second(
