@@ -96,7 +96,9 @@ async def _settle_once(
     peers = [facts for facts, _ in answers]
     there = [ranges_there(reply) for _, reply in answers if reply is not None]
     missing = cut_off(ranges_here(store), there)
-    if missing and committed is not None and committed.log_id == store.log_id.hex():
+    stands = offered.get(committed) if committed is not None else None
+    anew = committed is not None and stands is None and committed.log_id == store.log_id.hex()
+    if missing and anew:
         origin, partition = missing[0]
         log.warning("the records of %s partition %d that come next are cut away", origin, partition)
         await store.renew()
@@ -109,7 +111,6 @@ async def _settle_once(
         clean=store.clean,
         fsynced=store.fsynced,
     )
-    stands = offered.get(committed) if committed is not None else None
     if stands is not None and stands.register.log_id == facts.log_id:
         decision = stands
     else:

@@ -11,6 +11,7 @@ import pytest
 
 from imcore.errors import OutcomeUnknown
 from imcore.runtime import SystemClock
+from imcore.words import Origin
 from services.control.caspaxos import Proposer
 from services.engines.disk import RealDisk
 from services.engines.log_store import SegmentLogStore
@@ -36,8 +37,8 @@ class Registers:
         return self.value
 
 
-async def start(folder: Path, registers: Registers) -> Register:
-    store = await SegmentLogStore.open(str(folder), 1, RealDisk(), random.Random(1))
+async def start(folder: Path, registers: Registers, seed: int = 1) -> Register:
+    store = await SegmentLogStore.open(str(folder), 1, RealDisk(), random.Random(seed))
     try:
         settled = await identity.settle(
             "fra", 1, store, cast(Proposer, registers), {}, frozenset(), SystemClock()
@@ -56,3 +57,16 @@ async def test_an_idc_knows_its_own_commit_again(
     registers.lose = True
     again = await start(tmp_path, registers)
     assert (again.incarnation, again.seals) == (1, ())
+
+
+async def test_an_idc_that_is_cut_off_takes_one_incarnation_though_the_answer_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try would take another one, and seal those before it."""
+    monkeypatch.setattr(identity, "_RETRY_S", 0.0)
+    registers = Registers()
+    assert (await start(tmp_path, registers)).incarnation == 1
+    monkeypatch.setattr(identity, "cut_off", lambda own, peers: [(Origin("iad", 1), 0)])
+    registers.lose = True
+    again = await start(tmp_path, registers, seed=2)
+    assert (again.incarnation, [seal.incarnation for seal in again.seals]) == (2, [1])
