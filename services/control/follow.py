@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from imcore.region.model import Safety
 from services.control.evidence import Evidence, IdcFacts, Mark, mark_of, short
-from services.control.rules import Change, Kind, is_fresh
+from services.control.rules import Change, Kind, is_fresh, is_within
 from services.policy.document import IdcState, OperationRef, OperationState, Policy
 
 RAMP_STEPS = (10, 50, 100)
@@ -62,7 +62,7 @@ def _ramp(
         return None
     if state is IdcState.RECOVERING:
         step = RAMP_STEPS[0]
-    elif state is IdcState.ACTIVE and ramp < 100 and since_ms >= STEP_S * 1000:
+    elif state is IdcState.ACTIVE and ramp < 100 and not is_within(since_ms, int(STEP_S * 1000)):
         step = next(each for each in RAMP_STEPS if each > ramp)
     else:
         return None

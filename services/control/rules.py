@@ -278,9 +278,9 @@ def anti_flap(case: Case) -> Blocker | None:
     """An IDC that is emptied again right after its clients were moved would pass them to and fro.
     Only what empties it waits: clients are better off at home, and no round goes without it."""
     row, limit = case.policy.idcs.get(case.change.idc), case.safety.anti_flap_ms
-    if row is None or not row.moved_ms or case.now_ms - row.moved_ms >= limit:
+    if row is None or not row.moved_ms or not is_within(case.now_ms - row.moved_ms, limit):
         return None
-    ago = f"{(case.now_ms - row.moved_ms) / 1000:.1f} s ago"
+    ago = f"{max(0, case.now_ms - row.moved_ms) / 1000:.1f} s ago"
     return Blocker(
         "anti-flap",
         ago,
@@ -293,6 +293,12 @@ def is_fresh(age_ms: int, limit_ms: int) -> bool:
     """Evidence from the future is none: the judge's wall clock has stepped back since it was seen,
     and how old it is nobody knows. A clock that is being slewed is forgiven a little."""
     return -AHEAD_MS_MAX <= age_ms <= limit_ms
+
+
+def is_within(passed_ms: int, limit_ms: int) -> bool:
+    """Whether less than the limit has passed. Of what a clock further ahead has stamped nobody
+    knows, and to wait until that time has come may take as long as the clock was wrong."""
+    return -AHEAD_MS_MAX <= passed_ms < limit_ms
 
 
 def evidence_age(case: Case, needed: Iterable[str]) -> Blocker | None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from imcore.region.model import Region, Safety
 from services.policy.document import IdcPolicy, IdcState, OperationRef, OperationState, Policy
 
+AHEAD_MS = 500  # what a clock further ahead has stamped says nothing
 _S = IdcState
 _LEGAL = frozenset(
     {
@@ -125,7 +126,8 @@ def _of_operation(step: Step, safety: Safety) -> Iterator[Broken]:
             yield Broken("freeze-window", sentence)
         return
     since_ms = row.since_ms - former.moved_ms
-    if old is None and former.moved_ms and since_ms < safety.anti_flap_ms:
+    recent = -AHEAD_MS <= since_ms < safety.anti_flap_ms
+    if old is None and former.moved_ms and recent:
         sentence = f"clients of {opened.idc} were last moved {since_ms} ms before"
         yield Broken("anti-flap", sentence)
 

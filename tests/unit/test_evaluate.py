@@ -497,6 +497,9 @@ def test_an_idc_is_not_emptied_again_right_after_its_clients_were_moved(kind: st
     committed(decide(wish, moved, within=region(anti_flap_ms=59_999)))
     committed(decide(wish, policy(fra=IdcPolicy(moved_ms=NOW - 60_000))))
     committed(decide(wish, policy(iad=IdcPolicy(moved_ms=NOW))))  # another's move is no reason
+    # By a clock that is ten minutes ahead of the judge's: a drain would be refused for as long.
+    committed(decide(wish, policy(fra=IdcPolicy(moved_ms=NOW + 600_000))))
+    assert blocked_by(decide(wish, policy(fra=IdcPolicy(moved_ms=NOW + 400)))) == {"anti-flap"}
 
 
 def test_every_end_of_a_move_counts_and_nothing_else() -> None:

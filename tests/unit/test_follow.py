@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from services.control.evidence import IdcFacts
-from services.control.follow import Marks, left_halfway
+from services.control.follow import Marks, left_halfway, next_change
 from services.control.rules import Kind
 from services.policy.document import IdcPolicy, IdcState, OperationRef, Policy
 
@@ -53,6 +53,17 @@ def test_a_mark_of_an_idc_that_gets_its_clients_back_stays() -> None:
     assert marks.take(ramp, {"fra": facts(20, sessions=61)})["fra"].ends == (10, 10)
     step = replace(ramp, epoch=4)
     assert marks.take(step, {"fra": facts(30, sessions=90)})["fra"].ends == (30, 30)
+
+
+def test_a_ramp_step_waits_for_no_clock_that_was_ahead() -> None:
+    """Else who drives on, after an IDC whose clock is ten minutes ahead, waits for as long."""
+    ramp = policy(Kind.FAILBACK, IdcState.ACTIVE, ramp=10)
+    since = ramp.idcs["fra"].since_ms
+    assert next_change(ramp, since + 1_000, "controller iad") is None
+    assert next_change(ramp, since - 400, "controller iad") is None
+    for now_ms in (since + 1_500, since - 600_000):
+        step = next_change(ramp, now_ms, "controller iad")
+        assert step is not None and step.ramp == 50
 
 
 def test_an_idc_that_a_move_left_halfway_is_named_with_what_to_do() -> None:
