@@ -36,18 +36,22 @@ class Reading:
         self._first = first
 
     async def read(self) -> bool:
-        """Whether a majority has told it. Raises ValueError for what is no policy."""
+        """Whether a majority has told it."""
         try:
             value, _ = await self._proposer.read(POLICY_KEY)
             if value is None and self._first is not None:
                 document = self._first().to_json()
                 value = await self._proposer.change(POLICY_KEY, lambda now: now or document)
-            policy = from_json(value) if value is not None else None
         except ImError:
             if self._clock.now() - self.answered_at > STALE_S:
                 self._holder.stale = True
             return False
         self.answered_at = self._clock.now()
+        try:
+            policy = from_json(value) if value is not None else None
+        except ValueError as error:  # a newer program's, perhaps; a majority has answered
+            self._holder.cannot_read(error)
+            return True
         if policy is not None and await self._holder.offer(policy):
             log.info("%s follows the policy of epoch %d", self._own, policy.epoch)
         return True

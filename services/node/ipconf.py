@@ -141,10 +141,7 @@ class IpconfNode:
 
     async def _follow(self) -> None:
         while True:
-            try:
-                await self._reading.read()
-            except ValueError:  # it goes on by the former one, and says what stands there
-                log.exception("what a majority holds is no policy")
+            await self._reading.read()
             await asyncio.sleep(POLICY_S)
 
     async def _serve(self, directory: Directory, stack: contextlib.AsyncExitStack) -> None:

@@ -72,10 +72,20 @@ class PolicyHolder:
     def _confirmed(self) -> None:
         self.stale, self.alarm = False, ""
 
+    def cannot_read(self, error: ValueError) -> None:
+        """What a majority holds is no policy to this program."""
+        self._goes_on(
+            f"the policy that a majority of the registries holds cannot be read ({error})"
+        )
+
     def _cannot_keep(self, policy: Policy, error: ImError) -> None:
+        self._goes_on(f"the policy of epoch {policy.epoch} cannot be kept ({error})")
+
+    def _goes_on(self, why: str) -> None:
+        """By the former policy, flagged."""
         self.stale = True
         served = f"epoch {self.policy.epoch}" if self.policy else "none"
-        alarm = f"the policy of epoch {policy.epoch} cannot be kept ({error}); {served} is served"
+        alarm = f"{why}; {served} is served"
         if alarm != self.alarm:
             log.error("%s", alarm)
         self.alarm = alarm

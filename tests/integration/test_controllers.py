@@ -8,6 +8,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from services.engines.disk import RealDisk
 from services.engines.registry_store import RegistryStore
 from services.ipconf.directory import PREFIX as GATEWAYS
 from services.ipconf.directory import Directory
-from services.policy.document import IdcState, OperationState
+from services.policy.document import POLICY_KEY, IdcState, OperationState
 from services.policy.holder import PolicyHolder
 from services.policy.poll import Poller
 
@@ -387,6 +388,25 @@ async def test_a_full_disk_makes_a_policy_stale_and_never_silently_old(tmp_path:
         fra.policy_disk.faults.full = False
         await until(lambda: fra.state("sin") is IdcState.CORDONED)
         assert not fra.holder.stale
+        assert fra.controller.alarms() == []
+
+
+async def test_a_policy_that_cannot_be_read_makes_no_minority(tmp_path: Path) -> None:
+    """As a newer program may write one. All IDCs would hand their clients over to each other."""
+    async with running(tmp_path) as idcs:
+        fra, iad, _ = (idcs[name] for name in IDCS)
+        await until(lambda: not fra.holder.stale)
+        policy = fra.holder.policy
+        assert policy is not None
+        strange = replace(policy, epoch=2).to_json().replace(b'"active"', b'"asleep"')
+        await iad.proposer.change(POLICY_KEY, lambda current: strange)
+        await until(lambda: fra.holder.stale)
+        await asyncio.sleep(1.5)  # three times the hold time
+        assert not fra.controller.in_minority()
+        (alarm,) = fra.controller.alarms()
+        assert "cannot be read" in alarm and "epoch 1 is served" in alarm
+        await iad.proposer.change(POLICY_KEY, lambda current: replace(policy, epoch=3).to_json())
+        await until(lambda: fra.holder.policy and fra.holder.policy.epoch == 3)
         assert fra.controller.alarms() == []
 
 
