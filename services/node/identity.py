@@ -165,7 +165,7 @@ async def _ask(
     stub = rpc.LogsStub(channel)
     try:
         reply = await stub.Ends(peer.EndsRequest(), timeout=_ASK_S)
-        ends, announced = _of(reply, origin, partitions)
+        ends, announced = _of(name, reply, origin, partitions)
         agree = own is None or await _chains_agree(stub, origin, own, ends)
     except (grpc.RpcError, TimeoutError):
         return PeerFacts(name, answered=False, retired=retired), None
@@ -173,15 +173,22 @@ async def _ask(
 
 
 def _of(
-    reply: peer.EndsReply, origin: Origin, partitions: int
+    name: str, reply: peer.EndsReply, origin: Origin, partitions: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Raises Unavailable for a peer of a region with more partitions: a seal that leaves them out
+    would lie below what survives."""
     ends, announced = [0] * partitions, [0] * partitions
     for row in reply.origins:
         if origin_of(row.origin) == origin:
-            for end in row.held:
-                ends[end.partition] = end.lsn
-            for end in row.announced:
-                announced[end.partition] = end.lsn
+            for found, told in ((ends, row.held), (announced, row.announced)):
+                for end in told:
+                    if end.partition >= partitions:
+                        raise Unavailable(
+                            f"{name} tells of partition {end.partition} of {origin}, and the "
+                            f"region file says {partitions} partition(s) (spec.partitions): "
+                            "give both IDCs the same file"
+                        )
+                    found[end.partition] = end.lsn
     return tuple(ends), tuple(announced)
 
 

@@ -9,7 +9,9 @@ from typing import cast
 
 import pytest
 
-from imcore.errors import OutcomeUnknown
+from imcore.convert import origin_pb
+from imcore.errors import OutcomeUnknown, Unavailable
+from imcore.proto import peer_pb2 as peer
 from imcore.runtime import SystemClock
 from imcore.words import Origin
 from services.control.caspaxos import Proposer
@@ -70,3 +72,13 @@ async def test_an_idc_that_is_cut_off_takes_one_incarnation_though_the_answer_is
     registers.lose = True
     again = await start(tmp_path, registers, seed=2)
     assert (again.incarnation, [seal.incarnation for seal in again.seals]) == (2, [1])
+
+
+def test_a_peer_with_more_partitions_is_named_and_not_an_index_error() -> None:
+    """One of the region files is wrong; a process that ended by a traceback would not say so."""
+    reply = peer.EndsReply()
+    row = reply.origins.add(origin=origin_pb(Origin("fra", 1)))
+    row.held.add(partition=1, lsn=7)
+    assert identity._of("iad", reply, Origin("fra", 1), 2) == ((0, 7), (0, 0))
+    with pytest.raises(Unavailable, match=r"iad tells of partition 1 .* 1 partition"):
+        identity._of("iad", reply, Origin("fra", 1), 1)
