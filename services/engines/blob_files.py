@@ -16,12 +16,14 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TypeVar
 
+from imcore.errors import Unavailable
 from services.engines.disk import Disk
 from services.ports import UploadFound
 
 T = TypeVar("T")
 
 _READ_BYTES = 1 << 20
+RETRY_MS = 1_000
 
 
 class FileBlobs:
@@ -34,7 +36,15 @@ class FileBlobs:
         self._executor = executor
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        """What a disk does not give is Unavailable: an unreadable sector of one file, or no file
+        descriptor that is left, is no reason for an IDC to end."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            text = f"cannot read {error.filename or self._files}: {error.strerror}"
+            raise Unavailable(text, RETRY_MS, "the disk of this file cannot be read now") from error
 
     async def look(self) -> None:
         pass

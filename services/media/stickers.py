@@ -62,13 +62,20 @@ class Stickers:
         """Until cancelled."""
         while True:
             try:
-                for ref in (await self.catalogue()).values():
+                for code, ref in (await self.catalogue()).items():
                     if ref.named not in self._here:
-                        await self._fetch(ref.named)
-                        self._here.add(ref.named)
+                        await self._ahead(code, ref.named)
             except ImError as error:
-                log.info("not all stickers are here yet: %s", error)
+                log.info("which stickers there are is not known yet: %s", error)
             await asyncio.sleep(LOOK_S)
+
+    async def _ahead(self, code: str, name: MediaName) -> None:
+        """One that nobody has any more keeps no other one away."""
+        try:
+            await self._fetch(name)
+            self._here.add(name)
+        except ImError as error:
+            log.info("the sticker %s is not here yet: %s", code, error)
 
     async def catalogue(self) -> Catalogue:
         """As of a moment ago, or the last one known while no majority answers. Raises ImError when

@@ -515,8 +515,19 @@ class MediaStore:
     async def _held(self, name: MediaName) -> Record | None:
         if name.sha256 not in self._sizes:
             return None
-        note = await self._blobs.note(name.sha256, KEY + name.key)
-        return Record.from_json(note) if note is not None else None
+        return await self._record(name.sha256, KEY + name.key)
+
+    async def _record(self, sha256: str, note: str) -> Record | None:
+        """None, too, for one that is damaged: whoever has the file, or another IDC that does, has
+        it written again."""
+        data = await self._blobs.note(sha256, note)
+        if data is None:
+            return None
+        try:
+            return Record.from_json(data)
+        except ValueError:
+            log.warning("the record %s of the file %s is damaged: it opens nothing", note, sha256)
+            return None
 
     async def held(self, name: MediaName) -> Record | None:
         """What is here already; None: it is not, or not under this key. Raises Unavailable."""
@@ -739,8 +750,7 @@ class MediaStore:
                 if not left:
                     return found
                 left -= 1
-                data = await self._blobs.note(sha256, note)
-                record = Record.from_json(data) if data is not None else None
+                record = await self._record(sha256, note)
                 if record is None or not (admin or record.uid == uid):
                     continue
                 shown = self._pictures.get(sha256, NO_PICTURE)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import hashlib
 import logging
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +21,7 @@ from imcore.region.model import Media, Messages
 from imcore.runtime import SystemClock
 from services.engines.blob_files import FileBlobs
 from services.engines.disk import RealDisk
+from services.media.stickers import Stickers
 from services.media.store import KEY, Begun, Kept, Look, MediaStore, Peer
 from services.media.testing import Near
 from services.media.words import Looked, Picture, Record
@@ -378,3 +382,104 @@ async def test_a_picture_that_is_deleted_while_it_is_looked_at_is_gone_and_nothi
     assert (await idc.store.complete("ann", upload)).ref.width == 0
     assert "cannot be looked at now" in caplog.text
     assert idc.there() == []
+
+
+# ------------------------------------------------------------- what a disk does not give, or wrong
+
+
+class BadDisk(RealDisk):
+    """``bad``: the errno of what cannot be read just now; 0: all can."""
+
+    bad = 0
+
+    def _check(self, path: str) -> None:
+        if self.bad:
+            raise OSError(self.bad, os.strerror(self.bad), path)
+
+    def read(self, path: str, offset: int = 0, size: int = -1) -> bytes:
+        self._check(path)
+        return super().read(path, offset, size)
+
+    def list(self, folder: str) -> list[str]:
+        self._check(folder)
+        return super().list(folder)
+
+
+@pytest.mark.parametrize("problem", [errno.EIO, errno.EMFILE, errno.EACCES])
+async def test_a_disk_that_cannot_be_read_is_an_alarm_and_ends_no_idc(
+    tmp_path: Path, problem: int
+) -> None:
+    disk = BadDisk()
+    with ThreadPoolExecutor(2) as threads:
+        idc = Idc(tmp_path, threads)
+        idc.blobs = Faulty(FileBlobs(str(tmp_path), disk, threads))
+        idc.again()
+        await idc.store.load()
+        name = await idc.upload()
+        disk.bad = problem
+        with pytest.raises(Unavailable):
+            await idc.store.find(name)
+        with pytest.raises(Unavailable):
+            await anext(idc.store.read(name, 0, 10, 10))
+        idc.again()
+        running = asyncio.ensure_future(idc.store.run())
+        async with asyncio.timeout(10):
+            while not (idc.store.alarm or running.done()):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert not running.done() and os.strerror(problem) in idc.store.alarm
+        disk.bad = 0
+        async with asyncio.timeout(10):
+            while idc.store.alarm:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert (await idc.store.find(name)).size == len(DATA)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.parametrize("damaged", [b"", b'{"uid": "ann"', b'{"uid": "ann", "size": "\xff"}'])
+async def test_a_damaged_record_opens_nothing_until_the_file_is_uploaded_or_fetched_again(
+    idc: Idc, other: Idc, damaged: bytes
+) -> None:
+    await idc.store.load()
+    name = await idc.upload()
+    record = next(idc.folder.glob(f"files/*/*/note.{KEY}*"))
+    record.write_bytes(damaged)
+    with pytest.raises(Refused, match="no such file"):
+        await idc.store.find(name)
+    assert (await idc.upload()) == name
+    assert (await idc.store.find(name)).uid == "ann"
+    # Of the copy of another IDC it is written again by the word of the one that has it.
+    idc.peers["iad"], other.peers["fra"] = Near(lambda: other.store), Near(lambda: idc.store)
+    await other.store.load()
+    await other.store.find(name)
+    record.write_bytes(damaged)
+    assert (await idc.store.find(name)).uid == "ann"
+
+
+async def test_a_sticker_that_nobody_has_keeps_no_other_one_away(idc: Idc, other: Idc) -> None:
+    await idc.store.load()
+    await other.store.load()
+    other.peers["fra"] = Near(lambda: idc.store)
+    refs = {
+        code: (await idc.store.complete("ann", await idc.sent("ann", data))).ref
+        for code, data in (("a", b"gone"), ("b", b"damaged"), ("c", b"there"))
+    }
+    register: list[bytes] = []
+
+    async def read() -> bytes | None:
+        return register[-1]
+
+    async def replace(document: bytes) -> None:
+        register.append(document)
+
+    await Stickers(read, replace, idc.store.keep, idc.clock).replace(refs)
+    await idc.store.delete("ann", False, refs["a"].named)
+    next(idc.folder.glob(f"files/*/{refs['b'].named.sha256}/note.{KEY}*")).write_bytes(b"{")
+    running = asyncio.ensure_future(Stickers(read, replace, other.store.keep, other.clock).run())
+    async with asyncio.timeout(10):
+        while other.store.files < 1 and not running.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert not running.done()
+    assert (await other.store.find(refs["c"].named)).size == 5
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
