@@ -27,6 +27,7 @@ CONNECT_S = 3.0
 BUSY_TRIES = 20  # of a request that is answered with "overloaded", each when it says
 TRIES = 2  # at one IDC, after each of which something came or went; then the next IDC
 AGAIN_S = 0.5  # when no IDC could do it
+PATIENCE_S = 5.0  # an IDC that asks for more, such as a full one, is left for the next one
 PART = ".part"
 SEALED_TYPE = "application/octet-stream"  # all that a service learns of an encrypted file
 
@@ -89,6 +90,14 @@ class _Elsewhere(Exception):
         self.retry_after_ms = retry_after_ms
 
 
+class _NotWritten(Exception):
+    """Here, and no IDC can help it. ``why``: what this machine's disk said."""
+
+    def __init__(self, why: OSError) -> None:
+        super().__init__(str(why))
+        self.why = why
+
+
 class _Reply(NamedTuple):
     status: int
     headers: Mapping[str, str]
@@ -118,13 +127,14 @@ class Transfers:
         until = self._clock.now() + timeout_ms / 1000
         problem, known = "no IDC is known", self._answer()
         while True:
-            wait_s = AGAIN_S
+            waits_s: list[float] = []
             for url in await self._urls(known):
                 try:
                     return await work(url)
                 except _Elsewhere as error:
                     problem = f"{url}: {error}"
-                    wait_s = max(wait_s, error.retry_after_ms / 1000)
+                    waits_s.append(error.retry_after_ms / 1000)
+            wait_s = max(AGAIN_S, min(waits_s, default=0.0))  # for the first that may be asked
             if self._clock.now() + wait_s >= until:
                 raise NotConnected(f"not done in time; the last problem was: {problem}")
             await asyncio.sleep(wait_s)
@@ -220,9 +230,10 @@ class Transfers:
                 # What came through is not given up lightly: another IDC begins anew.
                 tries = TRIES if reached > reached_before else tries - 1
                 reached_before = reached
-                if tries <= 0:
+                wait_s = max(AGAIN_S, error.retry_after_ms / 1000)
+                if tries <= 0 or wait_s > PATIENCE_S:
                     raise
-                await asyncio.sleep(max(AGAIN_S, error.retry_after_ms / 1000))
+                await asyncio.sleep(wait_s)
             except (ValueError, KeyError, TypeError) as error:
                 raise _Elsewhere("the answer is not that of a media service") from error
 
@@ -237,9 +248,11 @@ class Transfers:
             else:
                 request = ("POST", upload, {})
             method, url, body = request
-            reply = await self._ask(method, url, frozenset({200, 204, 412}), **body)
+            reply = await self._ask(method, url, frozenset({200, 204, 404, 412}), **body)
             if reply.status == 200:
                 return ref_of(reply.document["ref"], label)
+            if reply.status == 404:  # another device has ended it, or it took too long
+                raise _Elsewhere("this upload is not under way any more")
             offset = int(reply.headers["Upload-Offset"])  # another device may send it too
 
     # -------------------------------------------------------------------------- downloads
@@ -302,15 +315,25 @@ class Transfers:
                         raise _refusal(response.status, await _document(response))
                     async for data in response.content.iter_chunked(CHUNK_BYTES):
                         # More than the message says is not written: the hash would not be its.
-                        file.write(data[: size - file.tell()])
+                        _write(file, data[: size - file.tell()])
                         progress(file.tell(), size)
                 file.flush()
+            except _NotWritten as error:
+                raise error.why from None
             except _Elsewhere:
                 file.flush()
                 tries = TRIES if file.tell() > at else tries - 1
                 if tries <= 0:
                     raise
                 await asyncio.sleep(AGAIN_S)
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    """Raises _NotWritten, which nobody takes for a connection that broke."""
+    try:
+        file.write(data)
+    except OSError as error:
+        raise _NotWritten(error) from error
 
 
 def _sha256(source: Source) -> str:

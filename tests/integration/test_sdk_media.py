@@ -26,7 +26,7 @@ from services.sdk import IpconfClient, NotConnected, RequestRefused, SdkError
 from services.sdk.core.parameters import Parameters
 from services.sdk.core.sealed_file import new_secret, sealed_size
 from services.sdk.ipconf import Answer, Lookup
-from services.sdk.media import CHUNK_BYTES, BytesSource, FileSource, Transfers
+from services.sdk.media import CHUNK_BYTES, PART, BytesSource, FileSource, Transfers
 
 DATA = random.Random(7).randbytes(5 * CHUNK_BYTES + 12_345)
 
@@ -201,6 +201,62 @@ async def test_an_upload_whose_idc_is_lost_is_done_in_another(region: Region) ->
     region.idcs["fra"].link.down, region.seen, region.on_progress = False, [], lambda done: None
     assert (await region.upload()).named.idc == "fra"
     assert region.seen[0] >= 2 * CHUNK_BYTES
+
+
+async def test_two_devices_that_send_the_same_file_at_once_both_have_it(region: Region) -> None:
+    refs = await asyncio.gather(*(region.upload() for _ in range(3)))
+    assert len(set(refs)) == 1
+    fra = region.idcs["fra"].store
+    assert (fra.counters.completed, fra.uploads) == (1, 0)
+
+
+async def test_an_upload_that_was_thrown_away_is_begun_again(region: Region) -> None:
+    fra = region.idcs["fra"].store
+
+    def sweep(done: int) -> None:
+        if done == 2 * CHUNK_BYTES and len(region.seen) == 3:
+            for name, upload in fra._uploads.items():
+                fra._uploads[name] = upload._replace(began_ms=0)
+            swept.append(asyncio.ensure_future(fra.sweep()))
+
+    swept: list[asyncio.Future[None]] = []
+    region.on_progress = sweep
+    assert (await region.upload()).named.idc == "fra"
+    assert fra.counters.swept == 1
+
+
+async def test_an_idc_that_has_no_room_keeps_nobody_from_the_next_one(region: Region) -> None:
+    fra = region.idcs["fra"].store
+    fra.settings = Media(store_bytes_max=1)  # it says: come again in a minute
+    async with asyncio.timeout(10):
+        assert (await region.upload(timeout_ms=8_000)).named.idc == "iad"
+
+
+async def test_with_one_idc_full_and_one_away_the_one_that_comes_back_is_asked(
+    region: Region,
+) -> None:
+    region.idcs["fra"].store.settings = Media(store_bytes_max=1)
+    iad = region.idcs["iad"]
+    iad.link.down = True
+
+    async def back() -> None:
+        await asyncio.sleep(1.5)
+        iad.link.down = False
+
+    later = asyncio.ensure_future(back())
+    async with asyncio.timeout(20):
+        assert (await region.upload(timeout_ms=15_000)).named.idc == "iad"
+    await later
+
+
+async def test_a_download_onto_a_full_disk_says_so_and_asks_nobody_else(
+    region: Region, tmp_path: Path
+) -> None:
+    ref = await region.upload()
+    (tmp_path / f"copy.{ref.named.sha256[:16]}{PART}").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        await region.download(ref, tmp_path / "copy")
+    assert region.idcs["iad"].store.counters.fetched == 0
 
 
 async def test_what_was_uploaded_before_is_not_sent_again(region: Region) -> None:
