@@ -364,15 +364,21 @@ def _unseal(file: BinaryIO, ref: MediaRef, part: Path, path: Path) -> None:
 
 
 async def _document(response: aiohttp.ClientResponse) -> Any:
-    """None for an answer without a document."""
-    return await response.json() if response.content_type == "application/json" else None
+    """None for an answer without a document, or with a broken one: something between may answer."""
+    with contextlib.suppress(ValueError):
+        if response.content_type == "application/json":
+            return await response.json()
+    return None
 
 
 def _refusal(status: int, document: Any) -> Exception:
-    error = document.get("error", {}) if isinstance(document, dict) else {}
+    error = document.get("error") if isinstance(document, dict) else None
+    if not isinstance(error, dict):
+        error = {}
     message = str(error.get("message", f"status {status}"))
     if status == 401:
         return AuthError(message)
     if status in (400, 403, 404, 413) and error:
         return RequestRefused(str(error.get("code", "")), message)
-    return _Elsewhere(message, int(error.get("retry_after_ms") or 0))
+    wait_ms = error.get("retry_after_ms")
+    return _Elsewhere(message, wait_ms if isinstance(wait_ms, int) else 0)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from imcore.media import MediaRef
 from imcore.region.model import Media, Messages
@@ -336,6 +339,33 @@ async def test_a_picture_has_a_thumbnail_and_another_file_none(region: Region) -
     with pytest.raises(RequestRefused) as refused:
         await ann.thumbnail(await region.upload(b"other"), 20_000)
     assert refused.value.code == "not_found"
+
+
+@pytest.mark.parametrize("said", ['{"error": {"code', '{"error": "no"}'])
+async def test_what_a_proxy_says_in_place_of_an_idc_sends_on_to_the_next_one(
+    region: Region, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    ref = await region.upload()
+    whole, fra = IpconfClient.request, region.idcs["fra"].link.url
+
+    @contextlib.asynccontextmanager
+    async def request(client: IpconfClient, method: str, url: str, **given: Any) -> Any:
+        async with whole(client, method, url, **given) as response:
+            if url.startswith(fra):
+                response._body, response.status = said.encode(), 404
+                response._headers = CIMultiDictProxy(
+                    CIMultiDict({"Content-Type": "application/json"})
+                )
+            yield response
+
+    monkeypatch.setattr(IpconfClient, "request", request)
+    bob = region.transfers("bob")
+    assert await bob.stickers(5_000) == {}
+    with pytest.raises(RequestRefused, match="no thumbnail"):  # says the other one
+        await bob.thumbnail(ref, 5_000)
+    await region.download(ref, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == DATA
+    assert (await region.upload(b"another one")).named.idc == "iad"
 
 
 async def test_stickers_are_named_by_code(region: Region, tmp_path: Path) -> None:
