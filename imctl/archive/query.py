@@ -9,7 +9,7 @@ from typing import Any
 from imcore.errors import BadInput, Damaged
 from imctl.archive import layout
 from imctl.archive.layout import Segment
-from imctl.archive.store import COLUMNS, KEY, duckdb, quoted, segments, state
+from imctl.archive.store import COLUMNS, KEY, duckdb, quoted, said, segments, state
 from imctl.errors import Failed
 
 _AT_ONCE = 1000
@@ -50,7 +50,7 @@ class Result:
             try:
                 found = self._cursor.fetchmany(_AT_ONCE)
             except self._errors as error:
-                raise BadInput(_said(error)) from error
+                raise BadInput(said(error)) from error
             if not found:
                 return
             yield from found
@@ -68,24 +68,24 @@ def run(folder: Path, sql: str) -> Result:
     try:
         _prepare(database, folder, segments(folder, found.run))
     except engine.Error as error:
-        raise Damaged(f"the archive cannot be read: {_said(error)}") from error
+        raise Damaged(f"the archive cannot be read: {said(error)}") from error
     try:
         database.execute("BEGIN TRANSACTION READ ONLY")
         return Result(database.execute(sql), engine.Error)
     except engine.IOException as error:
-        raise Failed(f"the archive cannot be read: {_said(error)}") from error
+        raise Failed(f"the archive cannot be read: {said(error)}") from error
     except engine.Error as error:
-        raise BadInput(_said(error)) from error
+        raise BadInput(said(error)) from error
 
 
 def _check(engine: Any, sql: str) -> None:
     try:
         kinds = [statement.type for statement in engine.extract_statements(sql)]
     except engine.Error as error:
-        raise BadInput(_said(error)) from error
+        raise BadInput(said(error)) from error
     if kinds != [engine.StatementType.SELECT]:
-        said = ", ".join(kind.name.lower() for kind in kinds) or "nothing"
-        raise BadInput(f"expected one select, got {said}")
+        got = ", ".join(kind.name.lower() for kind in kinds) or "nothing"
+        raise BadInput(f"expected one select, got {got}")
 
 
 def _prepare(database: Any, folder: Path, found: Sequence[Segment]) -> None:
@@ -147,9 +147,3 @@ def _segments(database: Any, found: Sequence[Segment]) -> None:
     ]  # fmt: skip
     if rows:
         database.executemany(f"INSERT INTO segments VALUES ({', '.join('?' * 11)})", rows)
-
-
-def _said(error: Exception) -> str:
-    """What DuckDB says, without the lines in which it draws."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(line for line in lines if not line.startswith("^"))

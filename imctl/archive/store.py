@@ -8,10 +8,11 @@ out of older files what has been recalled since, and a manifest always names a w
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -49,7 +50,7 @@ COLUMNS = {
 KEY = ("conversation", "sender", "device", "outbox", "cid")
 _BESIDE = {"day": "VARCHAR", "bucket": "INTEGER", "again": "BOOLEAN"}
 _STAGED = {"BLOB": ("VARCHAR", "from_base64({0})"), "TIMESTAMP": ("BIGINT", "make_timestamp({0})")}
-_AT_ONCE = 20_000  # rows on their way into the stage
+_AT_ONCE, _AT_ONCE_BYTES = 20_000, 16 << 20  # rows on their way into the stage, and their text
 _STAGE = "stage"
 _SECRET = ("content", "content_hash", "refs")
 
@@ -61,6 +62,12 @@ def duckdb() -> ModuleType:
     except ModuleNotFoundError as error:
         raise Failed("archives need DuckDB: pip install 'imctl[archive]'") from error
     return found
+
+
+def said(error: Exception) -> str:
+    """What DuckDB says, without the lines in which it draws."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(line for line in lines if not line.startswith("^"))
 
 
 def quoted(text: str | Path) -> str:
@@ -94,38 +101,40 @@ def state(folder: Path) -> State | None:
 
 def wrong(folder: Path, found: Iterable[Segment]) -> list[str]:
     """In one sentence each, what is not as the manifests say."""
-    said = []
-    for segment in found:
-        name = f"{segment.folder}/{segment.file}"
-        try:
-            size, digest = _digest(folder / name)
-        except FileNotFoundError:
-            said.append(f"{name} is missing")
-            continue
-        if (size, digest) != (segment.size, segment.sha256):
-            said.append(f"{name} is not what its manifest says")
-    return said
+    return [sentence for segment in found if (sentence := _wrong(folder, segment))]
+
+
+def _wrong(folder: Path, segment: Segment) -> str:
+    """Empty: it is whole."""
+    name = f"{segment.folder}/{segment.file}"
+    try:
+        whole = _digest(folder / name) == (segment.size, segment.sha256)
+    except FileNotFoundError:
+        return f"{name} is missing"
+    return "" if whole else f"{name} is not what its manifest says"
 
 
 class Archive:
     """Held by one process at a time; a context. Raises BadInput when the folder is another
-    region's, Unavailable when another process writes to it."""
+    region's, Unavailable when another process writes to it; Failed, as all of it, when the disk is
+    full or gives an error."""
 
     def __init__(self, folder: Path, region: str) -> None:
         self.folder = folder
         self._duckdb = duckdb()
         self._disk = RealDisk()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._disk.make_folder(str(folder))
         self._lock = self._disk.lock(str(folder / "lock"), f"the archive {folder}")
         try:
             self.state = state(folder) or State(region)
             if self.state.region != region:
                 raise BadInput(f"{folder} is the archive of the region {self.state.region}")
             self._clean()
-            self._database = self._duckdb.connect(
-                str(self._scratch("rows.duckdb")), config={"threads": 1}
-            )
-            self._open()
+            with self._working():
+                self._database = self._duckdb.connect(
+                    str(self._scratch("rows.duckdb")), config={"threads": 1}
+                )
+                self._open()
         except BaseException:
             self._lock.close()
             raise
@@ -134,9 +143,17 @@ class Archive:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._database.close()
+        with contextlib.suppress(self._duckdb.Error):  # of what is thrown away
+            self._database.close()
         shutil.rmtree(self.folder / _STAGE, ignore_errors=True)
         self._lock.close()
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        try:
+            yield
+        except self._duckdb.Error as error:
+            raise Failed(f"the archive {self.folder} cannot be written: {said(error)}") from error
 
     def _scratch(self, name: str) -> Path:
         return self.folder / _STAGE / name
@@ -159,11 +176,14 @@ class Archive:
         columns = ", ".join(f"{name} {kind}" for name, kind in (COLUMNS | _BESIDE).items())
         self._database.execute(f"CREATE TABLE stage ({columns})")
         self._waiting: list[str] = []
+        self._waiting_bytes = 0
 
     def add(self, messages: Iterable[peer.ArchivedMessage]) -> None:
         for message in messages:
-            self._waiting.append(json.dumps(_row(message)))
-        if len(self._waiting) >= _AT_ONCE:
+            row = json.dumps(_row(message))
+            self._waiting.append(row)
+            self._waiting_bytes += len(row)
+        if len(self._waiting) >= _AT_ONCE or self._waiting_bytes >= _AT_ONCE_BYTES:
             self._flush()
 
     def _flush(self) -> None:
@@ -171,14 +191,16 @@ class Archive:
         path = self._scratch("rows.json")
         path.write_text("\n".join(self._waiting))
         self._waiting.clear()
+        self._waiting_bytes = 0
         kinds = COLUMNS | _BESIDE
         staged = {name: _STAGED.get(kind, (kind, "{0}")) for name, kind in kinds.items()}
         read = ", ".join(f"{quoted(name)}: {quoted(kind)}" for name, (kind, _) in staged.items())
         wanted = ", ".join(made.format(name) for name, (_, made) in staged.items())
-        self._database.execute(
-            f"INSERT INTO stage SELECT {wanted} FROM read_json({quoted(path)}, "
-            f"format = 'newline_delimited', columns = {{{read}}})"
-        )
+        with self._working():
+            self._database.execute(
+                f"INSERT INTO stage SELECT {wanted} FROM read_json({quoted(path)}, "
+                f"format = 'newline_delimited', columns = {{{read}}})"
+            )
         path.unlink()
 
     # ----------------------------------------------------------------------------- writing
@@ -187,6 +209,10 @@ class Archive:
         """What was added becomes the next run, up to ``until``."""
         if self._waiting:
             self._flush()
+        with self._working():
+            return self._write(idc, until, applied)
+
+    def _write(self, idc: str, until: int, applied: Mapping[str, list[int]]) -> list[Segment]:
         run, written = self.state.run + 1, []
         about = Segment("", layout.file_name(run), run, idc, self.state.until, until, 0, 0, 0, "")
         about = replace(about, applied=applied)
@@ -210,7 +236,7 @@ class Archive:
     def _segment(self, segment: Segment, rows: str) -> Segment:
         """``rows``: from where, as SQL. The manifest comes last."""
         target = self.folder / segment.folder / segment.file
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._disk.make_folder(str(target.parent))  # durable too: nobody would miss its manifests
         new = target.with_suffix(".new")
         columns = ", ".join(COLUMNS)
         self._database.execute(
@@ -246,20 +272,24 @@ class Archive:
     # ----------------------------------------------------------------------------- erasing
 
     def erase(self) -> int:
-        """Take out of older files what was recalled since; returns of how many messages."""
+        """Take out of older files what was recalled since; returns of how many messages. A damaged
+        one is not written anew, as it would then be what its manifest says: Raises Damaged, once it
+        is out of all others, and they are done again."""
         if self.state.erased == self.state.run:
             return 0
+        with self._working():
+            return self._erase()
+
+    def _erase(self) -> int:
         every = segments(self.folder, self.state.run)
-        fresh = [
-            quoted(self.folder / s.folder / s.file)
-            for s in every
-            if s.kind == layout.CHANGES and s.run > self.state.erased
-        ]
-        count = 0
+        fresh = [s for s in every if s.kind == layout.CHANGES and s.run > self.state.erased]
+        self._refuse(wrong(self.folder, fresh))
+        count, damaged = 0, []
         if fresh:
+            files = ", ".join(quoted(self.folder / s.folder / s.file) for s in fresh)
             self._database.execute(
                 f"CREATE OR REPLACE TABLE recalled AS SELECT {', '.join(KEY)}, accepted "
-                f"FROM read_parquet([{', '.join(fresh)}]) WHERE recalled"
+                f"FROM read_parquet([{files}]) WHERE recalled"
             )
             rows = self._database.execute("SELECT DISTINCT conversation, accepted FROM recalled")
             touched = {
@@ -268,9 +298,20 @@ class Archive:
             }
             for segment in every:
                 if segment.folder in touched or segment.kind == layout.CHANGES:
-                    count += self._erase_in(segment)
+                    if sentence := _wrong(self.folder, segment):
+                        damaged.append(sentence)
+                    else:
+                        count += self._erase_in(segment)
+        self._refuse(damaged)
         self._commit(replace(self.state, erased=self.state.run))
         return count
+
+    def _refuse(self, damaged: list[str]) -> None:
+        if damaged:
+            raise Damaged(
+                f"{'; '.join(damaged)}: what was recalled cannot be taken out of that. Put back a "
+                f"copy of it, or move {self.folder} away and archive anew, and run this again"
+            )
 
     def _erase_in(self, segment: Segment) -> int:
         path = self.folder / segment.folder / segment.file

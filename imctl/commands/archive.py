@@ -29,7 +29,7 @@ from imctl.archive import query as queries
 from imctl.archive.layout import State
 from imctl.archive.store import Archive
 from imctl.commands.chat import printable
-from imctl.errors import ERROR
+from imctl.errors import ERROR, Failed
 from imctl.options import Data, Format, Output
 from imctl.output import console, emit, notes
 from imctl.target.local import Local
@@ -113,7 +113,9 @@ def _age_ms(text: str) -> int:
 
 def _verify(folder: Path) -> None:
     found = store.state(folder)
-    every = store.segments(folder, found.run if found else 0)
+    if found is None:
+        raise Failed(f"there is no archive in {folder}; `imctl archive` writes one")
+    every = store.segments(folder, found.run)
     wrong = store.wrong(folder, every)
     for sentence in wrong:
         print(sentence)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import resource
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from imcore.words import ClientKey, Origin, Place
 from imctl.archive import layout, query, store
 from imctl.archive.layout import Segment, State
 from imctl.archive.store import Archive
+from imctl.commands import archive as command
 from imctl.errors import Failed
 from services.engines.disk import RealDisk
 
@@ -205,6 +208,97 @@ def killed_after(folder: Path, steps: int, messages: list[peer.ArchivedMessage])
     return False
 
 
+def test_every_folder_is_durable_before_its_run_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifests in a folder that a power loss took would be missed by nobody."""
+    folder, synced, counted = tmp_path / "of" / "demo", set[Path](), []
+    sync, whole = RealDisk.sync_folder, RealDisk.write_whole
+
+    def synced_too(self: RealDisk, path: str) -> None:
+        synced.add(Path(path))
+        sync(self, path)
+
+    def whole_too(self: RealDisk, path: str, data: bytes) -> None:
+        if path == str(folder / layout.STATE):
+            made = [p for p in tmp_path.rglob("*") if p.is_dir() and p.name != "stage"]
+            assert {p.parent for p in made} <= synced
+            counted.append(len(made))
+        whole(self, path, data)
+
+    monkeypatch.setattr(RealDisk, "sync_folder", synced_too)
+    monkeypatch.setattr(RealDisk, "write_whole", whole_too)
+    wrote(folder, 10, message(1), message(2, days=1))
+    wrote(folder, 20, message(3, days=2), message(1, recalled=True, again=True))
+    assert counted == [7, 7, 10, 10]
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.99, None])
+def test_a_damaged_file_is_not_written_anew_as_if_it_were_whole(
+    tmp_path: Path, part: float | None
+) -> None:
+    [one] = wrote(tmp_path, 10, *(message(cid) for cid in range(1, 50)))
+    [other] = wrote(tmp_path, 20, message(50, conversation=GROUP))
+    path = tmp_path / one.folder / one.file
+    data = bytearray(path.read_bytes())
+    if part is None:
+        del data[len(data) // 2 :]
+    else:
+        data[int(part * len(data))] ^= 1
+    path.write_bytes(data)
+    name = f"{one.folder}/{one.file}"
+    gone = [
+        message(1, recalled=True, again=True),
+        message(50, conversation=GROUP, recalled=True, again=True),
+    ]
+    with pytest.raises(Damaged, match=f"{name} is not what its manifest says"):
+        wrote(tmp_path, 30, *gone)
+    now = store.state(tmp_path)
+    assert now is not None
+    assert (now.run, now.erased) == (3, 2)
+    every = store.segments(tmp_path, now.run)
+    assert store.wrong(tmp_path, every) == [f"{name} is not what its manifest says"]
+    # What can be left out is; the rest once that file is there again.
+    assert not (tmp_path / other.folder / other.file).exists()
+    data = bytearray(path.read_bytes())
+    if part is not None:
+        data[int(part * len(data))] ^= 1
+        path.write_bytes(data)
+        with Archive(tmp_path, "demo") as archive:
+            assert archive.erase() == 1
+        assert asked(tmp_path, "select count(*) from messages where recalled") == [(2,)]
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_is_done_again(tmp_path: Path) -> None:
+    wrote(tmp_path, 10, message(1))
+    many = [message(cid, random.Random(cid).randbytes(4_000)) for cid in range(2, 600)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(Failed, match=r"cannot be written: .*File too large"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, hard))
+            with Archive(tmp_path, "demo") as archive:
+                for each in many:
+                    archive.add([each])
+                    archive._flush()
+                archive.write("fra", 700, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert asked(tmp_path, "select count(*) from messages") == [(1,)]
+    wrote(tmp_path, 700, *many)
+    assert asked(tmp_path, "select count(*) from messages") == [(599,)]
+
+
+def test_large_messages_are_staged_before_they_fill_the_memory(tmp_path: Path) -> None:
+    with Archive(tmp_path, "demo") as archive:
+        most = 0
+        for cid in range(1, 50):
+            archive.add([message(cid, b"x" * 1_000_000)])
+            most = max(most, sum(map(len, archive._waiting)))
+        assert most < 32 << 20
+        [segment] = archive.write("fra", 300, {})
+    assert segment.messages == 49
+
+
 @pytest.mark.parametrize(
     ("sql", "words"),
     [
@@ -238,6 +332,8 @@ def test_an_archive_that_is_missing_damaged_in_use_or_another_regions_is_said_so
 ) -> None:
     with pytest.raises(Failed, match="there is no archive"):
         query.run(tmp_path, "select 1")
+    with pytest.raises(Failed, match="there is no archive"):
+        command.archive(verify=True, folder=tmp_path)
     wrote(tmp_path, 10)
     assert asked(tmp_path, "select count(*) from messages") == [(0,)]
     with Archive(tmp_path, "demo"), pytest.raises(Unavailable, match="in use"):
