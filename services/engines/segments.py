@@ -156,10 +156,15 @@ class PartitionFiles:
         segment.index = [pair for pair in segment.index if pair[1] < self._synced_bytes]
 
     def _roll(self) -> None:
-        old = self._file()
+        """The old file stays the one to roll back to until the new one is open."""
+        old, segments = self._file(), self.segments
         self._new_segment(self._synced_end)
+        try:
+            self._active = self._disk.open(self.segments[-1].path)
+        except BaseException:
+            self.segments = segments  # the new one is written again by the next roll
+            raise
         old.close()
-        self._active = self._disk.open(self.segments[-1].path)
         self._synced_bytes = self.segments[-1].size
 
     def _new_segment(self, base: LogEnd) -> None:

@@ -328,3 +328,37 @@ async def test_everything_acked_before_a_kill_is_there_after_it(tmp_path: Path, 
         partition_text, lsn_text, chain = line.decode().split()
         assert chains[int(partition_text), int(lsn_text)] == chain
     await store.close()
+
+
+class ShortOfFiles(RealDisk):
+    """While it is ``short`` no segment can be opened."""
+
+    short = False
+
+    def open(self, path: str) -> RealFile:
+        if self.short and path.endswith(".seg"):
+            raise OutcomeUnknown(f"cannot open {path}: Too many open files")
+        return super().open(path)
+
+
+async def test_a_new_segment_that_cannot_be_opened_costs_its_append_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    disk = ShortOfFiles()
+    store = await SegmentLogStore.open(str(tmp_path), 2, disk, random.Random(), segment_bytes=200)
+    log = await store.open_own(FRA)
+    await append(log, b"x" * 300)  # the next one rolls
+    for _ in range(2):
+        disk.short = True
+        with pytest.raises(OutcomeUnknown):
+            await append(log, b"lost")
+        disk.short = False
+        assert (await log.reopen(0)).lsn == 1
+    (kept,) = await append(log, b"kept")
+    assert [record.lsn for record in await log.read(0, 2, 100)] == [kept.lsn] == [2]
+    await store.close()
+    store = await open_store(tmp_path)
+    assert store.clean and not store.damage
+    log = await store.open_own(FRA)
+    assert [len(record.payload) for n in (1, 2) for record in await log.read(0, n, 1)] == [300, 4]
+    await store.close()
