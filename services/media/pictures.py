@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+from imcore.errors import Unavailable
 from services.media.words import Looked, Picture
 
 log = logging.getLogger("im.media")
@@ -31,15 +32,19 @@ class Pictures:
         self._room = asyncio.Semaphore(AT_ONCE)
 
     async def look(self, read: Callable[[], Awaitable[bytes]]) -> Looked | None:
-        """None: no picture that can be shown. Passes on what ``read`` raises."""
+        """None: no picture that can be shown. Raises Unavailable while no program can be started;
+        passes on what ``read`` raises."""
         async with self._room:
             data = await read()
-            # -I: it finds nothing but what is installed. Its only words are those of its answer.
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", str(PROGRAM),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL, env={"PATH": os.environ.get("PATH", "")},
-            )  # fmt: skip
+            try:
+                # -I: it finds nothing but what is installed. Its only words are its answer's.
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-I", str(PROGRAM),
+                    stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.DEVNULL, env={"PATH": os.environ.get("PATH", "")},
+                )  # fmt: skip
+            except OSError as error:  # no process, memory or file descriptor is left
+                raise Unavailable(f"no program can be started: {error.strerror}") from error
             try:
                 async with asyncio.timeout(TIME_S):
                     said, _ = await process.communicate(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import io
 import random
@@ -23,7 +24,7 @@ from imcore.runtime import SystemClock
 from services.engines.blob_files import FileBlobs
 from services.engines.disk import RealDisk
 from services.media.pictures import Pictures
-from services.media.store import COMPARED_AT_ONCE, NEAREST_MAX, Begun, MediaStore
+from services.media.store import COMPARED_AT_ONCE, NEAREST_MAX, Begun, Kept, MediaStore
 from services.media.words import Picture, Record
 
 
@@ -110,6 +111,23 @@ async def test_what_cannot_be_shown_is_a_file_all_the_same(store: Store, data: b
         with pytest.raises(Refused) as refused:
             await asked
         assert refused.value.code == Code.NOT_FOUND
+
+
+async def test_a_picture_is_a_file_while_no_program_can_be_started_and_looked_at_later(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    data = encoded(drawn(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "create_subprocess_exec", full)
+        ref = await store.upload(data)
+        assert (ref.width, ref.height) == (0, 0)
+    declared = Declared(ref.named.sha256, len(data), "image/png")
+    again = await store.begin("ann", declared)
+    assert isinstance(again, Kept)
+    assert (again.ref.width, again.ref.height) == (400, 300)
 
 
 async def test_nobody_looks_at_what_says_that_it_is_no_picture(store: Store) -> None:
