@@ -60,6 +60,9 @@ class MemoryDisk:
     def remove(self, path: str) -> None:
         del self.files[path]
 
+    def remove_folder(self, folder: str) -> None:
+        pass
+
     def sync_folder(self, folder: str) -> None:
         pass
 

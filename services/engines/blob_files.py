@@ -61,11 +61,19 @@ class FileBlobs:
         return f"{self._uploads}/{upload}.note"
 
     async def uploads(self) -> dict[str, UploadFound]:
+        """And removes what belongs to none: what was half written when the disk was full, or is
+        left of one whose note was lost with power."""
+
         def work() -> dict[str, UploadFound]:
             names = self._disk.list(self._uploads)
+            begun = [name.removesuffix(".note") for name in names if name.endswith(".note")]
+            whole = {f"{upload}.{kind}" for upload in begun for kind in ("note", "part")}
+            for name in names:
+                if name not in whole and name.endswith((".part", ".new")):
+                    self._disk.remove(f"{self._uploads}/{name}")
             return {
                 upload: UploadFound(self._disk.read(self._begun(upload)), self._size(upload))
-                for upload in (n.removesuffix(".note") for n in names if n.endswith(".note"))
+                for upload in begun
             }
 
         return await self._run(work)
@@ -96,6 +104,8 @@ class FileBlobs:
                 try:
                     file.append(data)
                     file.sync()
+                    if offset == 0:  # its name is new
+                        self._disk.sync_folder(self._uploads)
                 except BaseException:
                     file.truncate(offset)  # what may not survive a power loss was never there
                     raise
@@ -171,6 +181,7 @@ class FileBlobs:
                 self._disk.remove(f"{folder}/{name}")
             if names:
                 self._disk.sync_folder(folder)
+            self._disk.remove_folder(folder)  # else a start would look into each that ever was
 
         await self._run(work)
 

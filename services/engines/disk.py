@@ -63,6 +63,10 @@ class Disk(Protocol):
 
     def remove(self, path: str) -> None: ...
 
+    def remove_folder(self, folder: str) -> None:
+        """One that is empty, and synced; another one stays."""
+        ...
+
     def sync_folder(self, folder: str) -> None:
         """Names made, renamed or removed in the folder survive a power loss."""
         ...
@@ -160,6 +164,10 @@ class RealDisk:
     def remove(self, path: str) -> None:
         with _translated("remove", path), contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+
+    def remove_folder(self, folder: str) -> None:
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
 
     def sync_folder(self, folder: str) -> None:
         with _translated("sync", folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -224,3 +225,43 @@ async def test_a_full_disk_refuses_and_changes_nothing(
     disk.faults.full = False
     await blobs.put("u", 1000, DATA[1000:])
     assert await blobs.complete("u", SHA)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_a_chunk_that_was_answered_survives_a_power_loss(
+    tmp_path: Path, threads: ThreadPoolExecutor, seed: int
+) -> None:
+    disk = SimDisk(tmp_path, f"chunk {seed}")
+    blobs = FileBlobs(str(tmp_path / "media"), disk, threads)
+    await blobs.begin("u", b"note")
+    assert await blobs.uploaded("u") == 0
+    for at in range(seed % 3 + 1):
+        await blobs.put("u", at * 100, DATA[at * 100 : at * 100 + 100])
+    disk.lost_power()
+    found = await FileBlobs(str(tmp_path / "media"), disk, threads).uploads()
+    assert found["u"] == (b"note", seed % 3 * 100 + 100)
+
+
+@pytest.mark.parametrize("disk", DISKS, indirect=True)
+async def test_nothing_is_left_of_what_broke_off_or_is_gone(
+    disk: Disk, tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    folder = tmp_path / "media"
+    blobs = FileBlobs(str(folder), disk, threads)
+    await blobs.begin("u", b"note")
+    await blobs.put("u", 0, DATA[:1000])
+    disk.faults.full = True
+    for name in "vwx":  # users announce files, and are refused
+        with pytest.raises(DiskFull):
+            await blobs.begin(name, b"note")
+    disk.faults.full = False
+    (folder / "uploads" / "gone.part").write_bytes(DATA)  # whoever ended it lost power
+    later = FileBlobs(str(folder), disk, threads)
+    assert list(await later.uploads()) == ["u"]
+    assert sorted(os.listdir(folder / "uploads")) == ["u.note", "u.part"]
+    await later.put("u", 1000, DATA[1000:])
+    assert await later.complete("u", SHA)
+    await later.write_note(SHA, "a", b"1")
+    await later.delete(SHA)
+    await later.delete(SHA)
+    assert [path for path in folder.glob("files/*/*")] == []
