@@ -310,6 +310,23 @@ async def test_what_has_another_hash_is_not_taken(region: Region, tmp_path: Path
     assert names(tmp_path) == ["fra", "iad"]
 
 
+@pytest.mark.parametrize("had", [0, CHUNK_BYTES])
+async def test_what_one_disk_gives_wrong_is_fetched_from_another_idc(
+    region: Region, tmp_path: Path, had: int
+) -> None:
+    """``had``: so much of it came in an earlier call."""
+    ref, fra = await region.upload(), region.idcs["fra"]
+    await region.idcs["iad"].store.find(ref.named)  # it has a copy
+    stored = next((fra.folder / "media" / "files").glob(f"*/{ref.named.sha256}/data.*"))
+    wrong = bytes([DATA[0] ^ 1]) + DATA[1:]
+    stored.write_bytes(wrong)
+    if had:
+        (tmp_path / f"copy.{ref.named.sha256[:16]}{PART}").write_bytes(wrong[:had])
+    await region.download(ref, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == DATA
+    assert names(tmp_path) == ["copy", "fra", "iad"]
+
+
 async def test_files_of_no_and_of_one_byte(region: Region, tmp_path: Path) -> None:
     for data in (b"", b"1"):
         ref = await region.upload(data)
@@ -412,6 +429,7 @@ async def test_an_encrypted_file_that_is_not_what_its_message_says_is_not_taken(
     region: Region, tmp_path: Path
 ) -> None:
     """The IDC's doing, or its sender's."""
+    region.idcs["iad"].link.down = True  # it would have it right
     ref = await region.transfers("ann").upload(
         BytesSource(DATA), "a/b", "x", lambda done, size: None, 20_000, new_secret()
     )
