@@ -395,6 +395,21 @@ async def test_stickers_are_named_by_code(region: Region, tmp_path: Path) -> Non
     assert (tmp_path / "copy").read_bytes() == b"a smile"
 
 
+async def test_an_idc_that_is_silent_keeps_nobody_from_the_stickers_of_another(
+    region: Region, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never() -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(region.idcs["fra"].stickers, "catalogue", never)
+    async with asyncio.timeout(5):
+        assert await region.transfers("bob").stickers(2_000) == {}
+    monkeypatch.setattr(region.idcs["iad"].stickers, "catalogue", never)
+    async with asyncio.timeout(5):
+        with pytest.raises(NotConnected, match="does not answer in time"):
+            await region.transfers("bob").stickers(2_000)
+
+
 async def test_of_an_encrypted_file_no_idc_holds_a_plain_byte(
     region: Region, tmp_path: Path
 ) -> None:
