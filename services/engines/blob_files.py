@@ -123,8 +123,9 @@ class FileBlobs:
                 digest.update(data)
                 size += len(data)
             same = digest.hexdigest() == sha256
-            if same and self._stored(sha256) is None:
+            if same:
                 folder = self._folder(sha256)
+                # In place of one that is there, too: these bytes were just read, and are right.
                 self._disk.make_folder(folder)
                 self._disk.rename(part, f"{folder}/data.{size}")
                 self._disk.sync_folder(folder)

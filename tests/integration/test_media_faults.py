@@ -456,6 +456,20 @@ async def test_a_damaged_record_opens_nothing_until_the_file_is_uploaded_or_fetc
     assert (await idc.store.find(name)).uid == "ann"
 
 
+@pytest.mark.parametrize("damaged", [JUNK, DATA[:100], b""], ids=["other", "cut", "empty"])
+async def test_a_damaged_file_is_whole_again_once_somebody_has_uploaded_it(
+    idc: Idc, damaged: bytes
+) -> None:
+    await idc.store.load()
+    name = await idc.upload()
+    next(idc.folder.glob("files/*/*/data.*")).write_bytes(damaged)
+    other = await idc.upload("bob")
+    for each in (name, other):
+        read = [part async for part in idc.store.read(each, 0, len(DATA), 10_000)]
+        assert b"".join(read) == DATA
+    assert idc.store.stored == len(DATA) and idc.there() == [SHA]
+
+
 async def test_a_sticker_that_nobody_has_keeps_no_other_one_away(idc: Idc, other: Idc) -> None:
     await idc.store.load()
     await other.store.load()
