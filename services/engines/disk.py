@@ -81,7 +81,8 @@ class Disk(Protocol):
 
 
 @contextlib.contextmanager
-def _translated(action: str, path: str) -> Iterator[None]:
+def translated(action: str, path: str) -> Iterator[None]:
+    """Raises DiskFull, BadInput or OutcomeUnknown in place of an OSError."""
     try:
         yield
     except OSError as error:
@@ -102,7 +103,7 @@ class RealFile:
     def append(self, data: bytes) -> None:
         if self._faults.full:
             raise DiskFull(f"cannot write {self._path}: the disk is full (injected fault)")
-        with _translated("write", self._path):
+        with translated("write", self._path):
             rest = memoryview(data)
             while rest:
                 written = os.pwrite(self._fd, rest, self.size)
@@ -112,11 +113,11 @@ class RealFile:
     def sync(self) -> None:
         if self._faults.fsync_delay_ms:
             time.sleep(self._faults.fsync_delay_ms / 1000)
-        with _translated("sync", self._path):
+        with translated("sync", self._path):
             os.fdatasync(self._fd)
 
     def truncate(self, size: int) -> None:
-        with _translated("truncate", self._path):
+        with translated("truncate", self._path):
             os.ftruncate(self._fd, size)
             self.size = size
 
@@ -131,7 +132,7 @@ class RealDisk:
         self.faults = faults or DiskFaults()
 
     def open(self, path: str) -> RealFile:
-        with _translated("open", path):
+        with translated("open", path):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             return RealFile(path, fd, self.faults)
 
@@ -152,17 +153,17 @@ class RealDisk:
             return
         parent = os.path.dirname(folder) or "."
         self.make_folder(parent)
-        with _translated("make", folder):
+        with translated("make", folder):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder, 0o700)
             self.sync_folder(parent)
 
     def rename(self, old: str, new: str) -> None:
-        with _translated("rename", old):
+        with translated("rename", old):
             os.rename(old, new)
 
     def remove(self, path: str) -> None:
-        with _translated("remove", path), contextlib.suppress(FileNotFoundError):
+        with translated("remove", path), contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 
     def remove_folder(self, folder: str) -> None:
@@ -170,7 +171,7 @@ class RealDisk:
             os.rmdir(folder)
 
     def sync_folder(self, folder: str) -> None:
-        with _translated("sync", folder):
+        with translated("sync", folder):
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(fd)

@@ -21,7 +21,8 @@ from typing import Any
 import lmdb
 
 from imcore.errors import BadInput, Damaged
-from services.engines.disk import Disk
+from services.engines.disk import Disk, translated
+from services.engines.lmdb_steady import RESTORED
 
 DATA = "data.mdb"
 MANIFEST = "snapshot.json"
@@ -163,13 +164,14 @@ def restore(snapshot: Path, folder: Path, disk: Disk) -> None:
     disk.make_folder(str(folder))
     lock = disk.lock(str(folder / "lock"), f"the KV {folder}")
     try:
-        new = folder / "restored.mdb"
+        new = folder / RESTORED
         try:
-            shutil.copyfile(snapshot / DATA, new)
-            if _synced_digest(new) != wanted:
-                raise Damaged(f"the snapshot {snapshot} fails its check")
+            with translated("copy", str(snapshot / DATA)):
+                shutil.copyfile(snapshot / DATA, new)
+                if _synced_digest(new) != wanted:
+                    raise Damaged(f"the snapshot {snapshot} fails its check")
         except BaseException:
-            new.unlink(missing_ok=True)  # a part of it takes the room that the next try needs
+            new.unlink(missing_ok=True)  # it takes the room that the next try needs
             raise
         # The data file goes first: without one, the others are not looked at.
         for name in ("data.mdb", "lock.mdb", "steady", "running"):

@@ -18,6 +18,7 @@ from services.engines.disk import Disk, File
 
 log = logging.getLogger("im.kv")
 
+RESTORED = "restored.mdb"  # a snapshot that is copied beside the KV's file, to take its place
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")  # LMDB 0.9 uses the machine's
 _META = struct.Struct("<16xII")  # magic, version
 _TXN_ID = struct.Struct("<Q")
@@ -75,6 +76,7 @@ def prepare(folder: str, disk: Disk, boot: str) -> tuple[bool, File]:
     disk.make_folder(folder)
     lock = disk.lock(f"{folder}/lock", f"the KV {folder}")
     try:
+        disk.remove(f"{folder}/{RESTORED}")  # half a copy: whoever made it was killed
         rolled_back = _recover(folder, disk, boot)
         mark_running(folder, disk, boot)
         return rolled_back, lock

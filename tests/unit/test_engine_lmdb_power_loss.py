@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -164,4 +165,31 @@ async def test_the_file_does_not_grow_for_ever(tmp_path: Path) -> None:
         if kv._background is not None and number % 50 == 0:
             await kv._background
     assert (tmp_path / "kv" / "data.mdb").stat().st_size < 8 << 20
+    await kv.close()
+
+
+async def test_a_snapshot_that_has_no_room_is_not_restored_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "kv"
+    kv = await LmdbKv.open(str(folder), RealDisk())
+    rows: Rows = {}
+    await commit_randomly(kv, (await kv.open_partition(1))[0], random.Random(1), rows)
+    await kv.snapshot(tmp_path / "one")
+
+    def full(source: Path, to: Path) -> None:
+        to.write_bytes(source.read_bytes()[:5_000])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(to))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        with pytest.raises(DiskFull, match=r"cannot copy .*: the disk is full"):
+            await kv.restore(tmp_path / "one")
+    assert await rows_of(kv) == rows
+    assert "restored.mdb" not in os.listdir(folder)
+    await kv.close()
+    (folder / "restored.mdb").write_bytes(b"of one that was killed")
+    kv = await LmdbKv.open(str(folder), RealDisk())
+    assert "restored.mdb" not in os.listdir(folder)
+    assert await rows_of(kv) == rows
     await kv.close()
