@@ -8,12 +8,13 @@ synced; so a file that has its name has a whole header.
 
 from __future__ import annotations
 
+import errno
 import struct
 import zlib
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
-from imcore.errors import Damaged
+from imcore.errors import Damaged, Unavailable
 from services.engines.disk import Disk, File
 from services.engines.records import (
     HEADER_BYTES,
@@ -31,6 +32,7 @@ SEGMENT_BYTES = 16 * 1024 * 1024
 _INDEX_STEP_BYTES = 32 * 1024
 _READ_CHUNK_BYTES = 256 * 1024
 SUFFIX = ".seg"
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # they say nothing of what is stored
 
 
 def header(partition: int, base: LogEnd) -> bytes:
@@ -180,7 +182,8 @@ class PartitionFiles:
     # ----------------------------------------------------------------------- reading
 
     def read(self, from_lsn: int, end_lsn: int, limit_bytes: int) -> list[Record]:
-        """Durable records of one segment, at least one. Raises Damaged, LookupError."""
+        """Durable records of one segment, at least one. Raises Damaged, LookupError and, when it
+        cannot be opened just now, Unavailable."""
         segments = self.segments
         at = bisect_right(segments, from_lsn - 1, key=lambda segment: segment.base.lsn) - 1
         if at < 0:
@@ -222,6 +225,8 @@ class PartitionFiles:
         except FileNotFoundError as error:
             raise LookupError(f"lsn {lsn} is truncated away") from error
         except OSError as error:
+            if error.errno in _PASSING:
+                raise Unavailable(f"cannot read {segment.path}: {error.strerror}") from error
             raise Damaged(f"cannot read {segment.path}: {error.strerror}") from error
         if unpack_at(data, 0) is None:
             raise Damaged(f"{segment.path} fails its check at offset {offset}")

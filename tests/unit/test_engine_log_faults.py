@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from imcore.errors import DiskFull, OutcomeUnknown, Unavailable
+from imcore.errors import Damaged, DiskFull, OutcomeUnknown, Unavailable
 from imcore.words import Origin
 from services.engines.disk import DiskFaults, RealDisk, RealFile
 from services.engines.lmdb_kv import LmdbKv
@@ -361,4 +362,36 @@ async def test_a_new_segment_that_cannot_be_opened_costs_its_append_and_nothing_
     assert store.clean and not store.damage
     log = await store.open_own(FRA)
     assert [len(record.payload) for n in (1, 2) for record in await log.read(0, n, 1)] == [300, 4]
+    await store.close()
+
+
+class Unreadable(RealDisk):
+    """While ``problem`` is set nothing can be read."""
+
+    problem = 0
+
+    def read(self, path: str, offset: int = 0, size: int = -1) -> bytes:
+        if self.problem:
+            raise OSError(self.problem, os.strerror(self.problem), path)
+        return super().read(path, offset, size)
+
+
+@pytest.mark.parametrize(
+    ("problem", "expected"),
+    [(errno.EMFILE, Unavailable), (errno.ENFILE, Unavailable), (errno.EIO, Damaged)],
+)
+async def test_a_log_is_not_damaged_because_no_file_descriptor_is_left(
+    tmp_path: Path, problem: int, expected: type[Exception]
+) -> None:
+    store = await open_store(tmp_path)
+    await append(await store.open_own(FRA), b"kept")
+    await store.close()
+    disk = Unreadable()
+    store = await SegmentLogStore.open(str(tmp_path), 2, disk, random.Random())
+    log = await store.open_own(FRA)
+    disk.problem = problem
+    with pytest.raises(expected, match=os.strerror(problem)):
+        await log.read(0, 1, 100)
+    disk.problem = 0
+    assert [record.payload for record in await log.read(0, 1, 100)] == [b"kept"]
     await store.close()
