@@ -163,12 +163,16 @@ class Archive:
         shutil.rmtree(self.folder / _STAGE, ignore_errors=True)
         (self.folder / _STAGE).mkdir(mode=0o700)
         named = {f"{s.folder}/{s.file}" for s in segments(self.folder, self.state.run)}
+        emptied: set[Path] = set()
         paths = [*self.folder.glob(f"{layout.MESSAGES}/*/*/*")]
         for path in [*paths, *self.folder.glob(f"{layout.CHANGES}/*")]:
             run, name = layout.run_of(path.name), str(path.relative_to(self.folder))
             left_over = path.suffix == ".parquet" and name not in named
             if path.suffix == ".new" or left_over or (run is not None and run > self.state.run):
                 path.unlink()
+                emptied.add(path.parent)
+        for folder in emptied:  # or it comes back with power, and counts once the next run does
+            self._disk.sync_folder(str(folder))
 
     # ----------------------------------------------------------------------------- staging
 
@@ -327,6 +331,7 @@ class Archive:
             name = layout.file_name(segment.run, self.state.run)
             self._segment(replace(segment, file=name), rows)
             path.unlink()
+            self._disk.sync_folder(str(path.parent))
         return int(count)
 
 

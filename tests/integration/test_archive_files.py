@@ -233,6 +233,41 @@ def test_every_folder_is_durable_before_its_run_counts(
     assert counted == [7, 7, 10, 10]
 
 
+def test_what_is_deleted_does_not_come_back_with_power(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what a killed run left, which the next one would make count, nor what was recalled."""
+    wrote(tmp_path, 10, message(1))
+    assert killed_after(tmp_path, 12, [message(2, days=1), message(3, days=2)])
+    left = {p for p in tmp_path.rglob("000002.*") if p.is_file()}
+    assert left
+    gone, checked = set[Path](), []
+    sync, whole, unlink = RealDisk.sync_folder, RealDisk.write_whole, Path.unlink
+
+    def unlinked(self: Path, missing_ok: bool = False) -> None:
+        unlink(self, missing_ok)
+        if "stage" not in self.parts:
+            gone.add(self)
+
+    def synced(self: RealDisk, path: str) -> None:
+        sync(self, path)
+        for each in [each for each in gone if each.parent == Path(path)]:
+            gone.remove(each)
+            checked.append(each)
+
+    def counts(self: RealDisk, path: str, data: bytes) -> None:
+        if path == str(tmp_path / layout.STATE):
+            assert gone == set()
+        whole(self, path, data)
+
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    monkeypatch.setattr(RealDisk, "sync_folder", synced)
+    monkeypatch.setattr(RealDisk, "write_whole", counts)
+    [one] = store.segments(tmp_path, 1)
+    wrote(tmp_path, 20, message(1, recalled=True, again=True))
+    assert set(checked) == left | {tmp_path / one.folder / one.file}
+
+
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.99, None])
 def test_a_damaged_file_is_not_written_anew_as_if_it_were_whole(
     tmp_path: Path, part: float | None
