@@ -16,14 +16,15 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TypeVar
 
-from imcore.errors import Unavailable
+from imcore.errors import BadInput, DiskFull, OutcomeUnknown, Unavailable
 from services.engines.disk import Disk
 from services.ports import UploadFound
 
 T = TypeVar("T")
 
 _READ_BYTES = 1 << 20
-RETRY_MS = 1_000
+RETRY_MS, FULL_RETRY_MS = 1_000, 60_000
+_TOLD = "the disk of this IDC's files gives an error"
 
 
 class FileBlobs:
@@ -37,14 +38,18 @@ class FileBlobs:
 
     async def _run(self, work: Callable[[], T]) -> T:
         """What a disk does not give is Unavailable: an unreadable sector of one file, or no file
-        descriptor that is left, is no reason for an IDC to end."""
+        descriptor that is left, is no reason for an IDC to end. Clients are told no paths."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, work)
         except FileNotFoundError:
             raise
+        except DiskFull as error:
+            raise DiskFull(str(error), FULL_RETRY_MS, "the disk of this IDC is full") from error
+        except (OutcomeUnknown, BadInput) as error:
+            raise Unavailable(str(error), RETRY_MS, _TOLD) from error
         except OSError as error:
             text = f"cannot read {error.filename or self._files}: {error.strerror}"
-            raise Unavailable(text, RETRY_MS, "the disk of this file cannot be read now") from error
+            raise Unavailable(text, RETRY_MS, _TOLD) from error
 
     async def look(self) -> None:
         pass

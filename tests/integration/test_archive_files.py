@@ -236,7 +236,7 @@ def test_every_folder_is_durable_before_its_run_counts(
 def test_what_is_deleted_does_not_come_back_with_power(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither what a killed run left, which the next one would make count, nor what was recalled."""
+    """What a killed run left, and would count as part of the next one, and what was recalled."""
     wrote(tmp_path, 10, message(1))
     assert killed_after(tmp_path, 12, [message(2, days=1), message(3, days=2)])
     left = {p for p in tmp_path.rglob("000002.*") if p.is_file()}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import io
 import json
+import logging
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -489,12 +492,33 @@ async def test_a_full_disk_refuses_and_the_upload_goes_on_later(site: Site) -> N
     site.disk.faults.full = True
     status, _, body = await site.ask("PUT", f"/v1/uploads/{upload}?offset=10", data=DATA[10:])
     assert status == 503
-    assert "the disk is full" in json.loads(body)["error"]["message"]
+    assert json.loads(body)["error"] == {
+        "code": "unavailable", "message": "the disk of this IDC is full", "retry_after_ms": 60_000,
+    }  # fmt: skip
     assert (await site.begin(uid="bob"))[0] == 503
     assert site.store.uploads == 1
     site.disk.faults.full = False
     assert await site.put(upload, 10, DATA[10:]) == (204, str(len(DATA)))
     assert (await site.complete(upload))[0] == 200
+
+
+@pytest.mark.parametrize("problem", [errno.EIO, errno.EROFS, errno.EMFILE])
+async def test_where_files_lie_is_for_the_log_and_not_for_clients(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, problem: int
+) -> None:
+    upload = (await site.begin())[1]["upload"]
+
+    def failing(*_: object) -> None:
+        raise OSError(problem, os.strerror(problem))
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.INFO, "im.https"):
+        patch.setattr(os, "pwrite", failing)
+        status, _, body = await site.ask("PUT", f"/v1/uploads/{upload}?offset=0", data=DATA[:10])
+    error = json.loads(body)["error"]
+    assert (status, error["code"]) == (503, "unavailable")
+    assert error["message"] == "the disk of this IDC's files gives an error"
+    assert ".part" in caplog.text and os.strerror(problem) in caplog.text
+    assert await site.put(upload, 0, DATA[:10]) == (204, "10")
 
 
 # --------------------------------------------------------------------------------- across IDCs
