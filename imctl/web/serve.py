@@ -25,6 +25,7 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 IPCONF_S = 5.0
+CONNECT_S = 5.0  # a paused gateway's kernel takes the connection; then the next one is asked
 
 
 class Pages:
@@ -108,7 +109,10 @@ class Pages:
         if not port.isdecimal() or (host, int(port)) not in self._gateways:
             raise web.HTTPForbidden(text="expected a gateway that ipconf has named")
         try:
-            gateway = await self._http.ws_connect(f"wss://{host}:{port}/", ssl=self._tls)
+            async with asyncio.timeout(CONNECT_S):
+                gateway = await self._http.ws_connect(f"wss://{host}:{port}/", ssl=self._tls)
+        except TimeoutError:
+            raise web.HTTPBadGateway(text=f"{host}:{port} does not answer in time") from None
         except aiohttp.ClientError as error:
             raise web.HTTPBadGateway(text=str(error)) from error
         async with gateway:

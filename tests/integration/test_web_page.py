@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from imcore.limits import CONTENT_BYTES_MAX
 from imcore.pki import load_region_keys
@@ -16,6 +18,7 @@ from imcore.tokens import Claims, mint
 from imctl.testing.browser import Driven
 from imctl.testing.lab import until
 from imctl.testing.onenode import running
+from imctl.web import serve
 from imctl.web.serve import Pages
 from services.node.node import Node
 from services.state.server import StateServer
@@ -142,3 +145,32 @@ async def test_only_who_knows_the_address_and_only_to_gateways(tmp_path: Path) -
                 return [row["idc"] for row in answer.get("gateways", ())] == [node.idc]
 
             await until(named, 30, "ipconf names no gateway")
+
+
+async def test_a_gateway_that_never_answers_holds_the_page_up_for_seconds(
+    pki_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an IDC that is paused the kernel takes connections, and nobody shakes hands."""
+    monkeypatch.setattr(serve, "CONNECT_S", 0.2)
+    came: list[asyncio.StreamWriter] = []
+
+    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(writer)
+
+    session: dict[str, str | int] = {"uid": "ann", "device": "web", "token": "t"}
+    pages = Pages(session, [], pki_dir / "ca.pem")
+    paused = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = paused.sockets[0].getsockname()[1]
+    pages._gateways.add(("127.0.0.1", port))
+    await pages.start(0)
+    try:
+        async with aiohttp.ClientSession() as http, asyncio.timeout(10):
+            answer = await http.get(f"{pages.url}connect?host=127.0.0.1&port={port}")
+            said = await answer.text()
+            assert (answer.status, said) == (502, f"127.0.0.1:{port} does not answer in time")
+            assert len(came) == 1
+    finally:
+        await pages.stop()
+        for writer in came:
+            writer.close()
+        paused.close()
