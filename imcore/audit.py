@@ -44,9 +44,12 @@ def anchor_from_json(data: bytes) -> Anchor:
     """Raises ValueError."""
     try:
         row = json.loads(data)
-        return Anchor(int(row["seq"]), str(row["hash"]))
-    except (KeyError, TypeError, OverflowError, RecursionError) as error:
+        seq, sealed = row["seq"], row["hash"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError("not an anchor of an audit chain") from error
+    if type(seq) is not int or seq < 0 or not isinstance(sealed, str):
+        raise ValueError("not an anchor of an audit chain")
+    return Anchor(seq, sealed)
 
 
 def seal(event: Mapping[str, Any], writer: str, head: Anchor) -> bytes:

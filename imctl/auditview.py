@@ -16,6 +16,7 @@ from imcore.errors import BadInput
 from imctl.audit import FILE, own_writer, writer_of
 
 UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+UNREADABLE = Anchor(-1, "")  # what the registers hold in an anchor's place is none
 LATEST_MS = 4_102_444_800_000  # the year 2100: no event is of later
 
 
@@ -49,7 +50,7 @@ def judged(chain: Chain, anchor: Anchor | None, own: Anchor = EMPTY) -> dict[str
     """``anchor``: None when the registers could not be asked. ``own``: that of this machine, for
     the chain of a folder."""
     found = chain.verdict
-    problem = found.problem or (against(found, anchor) if anchor else "")
+    problem = found.problem or (_against(found, anchor, chain.writer) if anchor else "")
     problem = problem or supplanted(chain, own)
     return {
         "file": str(chain.path),
@@ -59,8 +60,15 @@ def judged(chain: Chain, anchor: Anchor | None, own: Anchor = EMPTY) -> dict[str
         "problem": problem,
         "torn": found.torn,
         "torn_at_the_end": len(found.tail),
-        "anchored": None if anchor is None else anchor.seq,
+        "anchored": None if anchor in (None, UNREADABLE) else anchor.seq,
     }
+
+
+def _against(found: Verdict, anchor: Anchor, writer: str) -> str:
+    if anchor == UNREADABLE:
+        what = f"what the registries hold as the anchor of {writer}"
+        return f"its end cannot be checked: {what} is none"
+    return against(found, anchor)
 
 
 def supplanted(chain: Chain, own: Anchor) -> str:
@@ -68,6 +76,8 @@ def supplanted(chain: Chain, own: Anchor) -> str:
     know a line that this machine has written; empty: nothing. ``own``: that line."""
     if own.seq == 0 or chain.writer == own_writer():
         return ""
+    if own == UNREADABLE:
+        return _against(chain.verdict, own, own_writer())
     return (
         f"rewritten: the log is by {chain.writer}, but the registries know event {own.seq} "
         f"by {own_writer()}"

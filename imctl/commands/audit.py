@@ -133,10 +133,16 @@ def _anchors(folder: Path, writers: list[str]) -> dict[str, Anchor]:
 
     async def ask() -> dict[str, Anchor]:
         async with Control(Local.open(folder), SystemClock(), random.Random()) as control:
-            return {writer: await control.anchor(writer) for writer in writers}
+            return {writer: await one(control, writer) for writer in writers}
+
+    async def one(control: Control, writer: str) -> Anchor:
+        try:
+            return await control.anchor(writer)
+        except ValueError:  # it is said of this log, and keeps nobody from checking the others
+            return auditview.UNREADABLE
 
     try:
         return asyncio.run(ask())
-    except (ImError, ValueError) as error:
+    except ImError as error:
         typer.echo(f"warning: cannot check the ends of the logs: {error}", err=True)
         return {}

@@ -126,5 +126,10 @@ class Anchoring:
             if said != self.alarm:
                 log.error(said)
             self.alarm, self._seen, self._judged = said, size, NOTHING_JUDGED
-        except (ImError, OSError, ValueError) as error:
+        except ValueError as error:  # and so it stays, until an admin has taken it away
+            said = f"the audit log {self._path.name} is not anchored: in the registries is {error}"
+            if said != self.alarm:
+                log.error(said)
+            self.alarm = said
+        except (ImError, OSError) as error:
             log.debug("the audit log's head is not anchored: %s", error)

@@ -133,7 +133,8 @@ def _value_refusal(key: str, was: Slot, now: Slot, retires: bool) -> str:
     if now.value is None:
         return "" if was.accepted == ZERO or was.value is None else f"Removing {key}"
     if key.startswith(AUDITS):
-        lower = was.value and anchor_from_json(now.value).seq < anchor_from_json(was.value).seq
+        new = anchor_from_json(now.value)  # also of the first: rubbish would be anchored over never
+        lower = was.value and new.seq < anchor_from_json(was.value).seq
         return "Lowering the anchor of an audit log" if lower else ""
     if key == POLICY_KEY:
         return _policy_refusal(was.value, now.value, retires)

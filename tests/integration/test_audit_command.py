@@ -158,6 +158,22 @@ async def test_a_cut_end_and_a_chain_written_anew_are_found(tmp_path: Path) -> N
         await until(lambda: "rewritten" in str(node.anchoring.alarm))
 
 
+async def test_rubbish_in_the_place_of_one_anchor_is_said_and_the_other_ends_are_checked(
+    tmp_path: Path,
+) -> None:
+    async with with_decisions(tmp_path) as node:
+        await node.anchoring._proposer.change("audit/fra", lambda _: b'{"seq":-9,"hash":""}')
+        mine, theirs = tmp_path / "audit.jsonl", tmp_path / "fra" / "audit.jsonl"
+        auditfile.append(theirs, "fra", {"at_ms": 1, "sentence": "more"})
+        await until(lambda: "is not anchored" in str(node.status.as_dict()["alarms"]))
+        mine.write_bytes(mine.read_bytes().splitlines(keepends=True)[0])
+        status, out, errors = await imctl(tmp_path, "audit", "verify", "-o", "json")
+        assert (status, errors) == (1, "")
+        first, second = (row["problem"] for row in json.loads(out))
+        assert first.startswith("truncated: it ends at event 1")
+        assert second.startswith("its end cannot be checked") and "fra" in second
+
+
 async def test_a_chain_over_several_files_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -433,7 +433,8 @@ async def test_own_events_alone_are_kept_beside_others(tmp_path: Path) -> None:
 def test_strange_anchors_are_value_errors() -> None:
     assert anchor_from_json(Anchor(3, "ab").to_json()) == Anchor(3, "ab")
     strange = (b"[]", b"{}", b'{"seq": "x", "hash": ""}', b'{"seq": 1e400, "hash": ""}')
-    for data in (b"", *strange, b"[" * 99_999):
+    never = (b'{"seq": -2, "hash": ""}', b'{"seq": 1.5, "hash": ""}', b'{"seq": true, "hash": ""}')
+    for data in (b"", *strange, *never, b"[" * 99_999):
         with pytest.raises(ValueError):
             anchor_from_json(data)
     assert against(verify(b"", "fra"), EMPTY) == ""

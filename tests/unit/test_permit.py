@@ -106,6 +106,13 @@ def test_the_anchor_of_a_machine_is_not_lowered_either() -> None:
     assert judge(accepted("audit/imctl2", b"{}")) == "Writing audit/imctl2"
 
 
+@pytest.mark.parametrize("value", [b"rubbish", b"{}", b'{"seq":-5,"hash":"22"}'])
+def test_the_first_anchor_of_a_machine_is_one(value: bytes) -> None:
+    """Else nobody could check the end of any log."""
+    assert judge(accepted("audit/imctl@new-1", value)) == "Writing what is no record"
+    assert judge(accepted("audit/imctl@ops-1", value))
+
+
 @pytest.mark.parametrize(
     "changed",
     [
