@@ -14,6 +14,7 @@ from imcore import auditfile
 from imcore.audit import EMPTY, Anchor, Verdict, against, verify
 from imcore.errors import BadInput
 from imctl.audit import FILE, own_writer, writer_of
+from imctl.output import printable
 
 UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 UNREADABLE = Anchor(-1, "")  # what the registers hold in an anchor's place is none
@@ -88,7 +89,7 @@ def sentence(row: Mapping[str, Any]) -> str:
     """One line for a file."""
     head = f"{row['file']}: {row['events']} events"
     if row["problem"]:
-        return f"{head}, BROKEN: {row['problem']}"
+        return f"{head}, BROKEN: {printable(row['problem'])}"  # it may name what was planted
     said = "intact"
     if row["torn"]:
         said += f", {row['torn']} lines torn by a crash and recorded"
@@ -148,7 +149,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> Table:
     for row in rows:
         each = shown(row)
         time = datetime.fromtimestamp(each["at_ms"] / 1000).strftime("%m-%d %H:%M:%S")
-        view.add_row(time, each["by"], each["decision"], each["what"])
+        view.add_row(time, *(printable(each[name]) for name in ("by", "decision", "what")))
     return view
 
 

@@ -35,6 +35,11 @@ def time_of_day(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000).strftime("%H:%M:%S")
 
 
+def printable(text: str) -> str:
+    """Without what could steer a terminal: the text is somebody else's."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
 def emit(document: Any, how: Format, table: Callable[[], RenderableType]) -> None:
     """``document``: what JSON and YAML show, plain values only."""
     if how is Format.JSON:

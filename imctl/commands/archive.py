@@ -28,10 +28,9 @@ from imctl.archive import pull, store
 from imctl.archive import query as queries
 from imctl.archive.layout import State
 from imctl.archive.store import Archive
-from imctl.commands.chat import printable
 from imctl.errors import ERROR, Failed
 from imctl.options import Data, Format, Output
-from imctl.output import console, emit, notes
+from imctl.output import console, emit, notes, printable
 from imctl.target.local import Local
 
 FOLDER = "archive"

@@ -18,7 +18,7 @@ from imctl.audit import own_writer
 from imctl.errors import ERROR
 from imctl.group import Commands
 from imctl.options import Data, Format, Output
-from imctl.output import emit
+from imctl.output import emit, printable
 from imctl.target import runfile
 from imctl.target.local import Local
 from imctl.traffic import Control
@@ -68,7 +68,7 @@ def show(
     emit(rows, output, lambda: auditview.table(rows))
     for chain in chains:
         if chain.verdict.problem:
-            typer.echo(f"warning: {chain.path}: {chain.verdict.problem}", err=True)
+            typer.echo(f"warning: {chain.path}: {printable(chain.verdict.problem)}", err=True)
 
 
 @audit.command("verify")

@@ -15,7 +15,7 @@ from imcore.words import direct_members, is_group, valid_id
 from imctl import deployment
 from imctl.identity import DAY_S, ipconf_urls, token_for
 from imctl.options import Data, Format, Output
-from imctl.output import time_of_day
+from imctl.output import printable, time_of_day
 from imctl.target.local import Local
 from services.sdk import (
     Changed,
@@ -261,8 +261,3 @@ def _of_group(event: GroupChanged) -> str:
     if event.announcement is not None:
         said.append(f'announced: "{printable(event.announcement)}"')
     return ", ".join(said)
-
-
-def printable(text: str) -> str:
-    """Without what could steer a terminal: the text is somebody else's."""
-    return "".join(c if c.isprintable() else "�" for c in text)

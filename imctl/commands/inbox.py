@@ -14,9 +14,9 @@ from rich.text import Text
 
 from imcore.errors import Unavailable
 from imctl import deployment
-from imctl.commands.chat import From, Uid, client_as, printable
+from imctl.commands.chat import From, Uid, client_as
 from imctl.options import Data, Format, Output
-from imctl.output import emit, time_of_day
+from imctl.output import emit, printable, time_of_day
 from services.sdk import Client, Found, NotConnected, Summary
 
 T = TypeVar("T")

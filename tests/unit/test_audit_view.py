@@ -24,6 +24,7 @@ STRANGE: list[dict[str, Any]] = [
     {"torn": {"bytes": []}},
     {"by": {}, "user": [], "certificate": 3},
     {"sentence": "[/bold] is no markup"},
+    {"sentence": "\x1b[2Jgone", "decision": "\x9b2J", "by": "\x1b[8m"},
 ]
 
 
@@ -45,4 +46,14 @@ def test_strange_events_are_shown_as_well_as_they_can_be(
     assert len(rows) == len(STRANGE) + 1
     out = capsys.readouterr().out
     assert "the last one" in out and "[/bold] is no markup" in out
+    if how is Format.TABLE:
+        assert not {"\x1b", "\x9b"} & set(out)  # a planted line steers nobody's terminal
     assert len(auditview.merged(chains, idc="fra")) == len(rows)
+
+
+def test_a_break_that_names_a_planted_writer_steers_no_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(seal({"at_ms": 1}, "\x1b[2J", EMPTY))
+    [chain] = auditview.read({"fra": path})
+    assert "\x1b" in chain.verdict.problem
+    assert "\x1b" not in auditview.sentence(auditview.judged(chain, None))
