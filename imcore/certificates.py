@@ -73,17 +73,17 @@ class CertificateFiles:
     def _load(self) -> Pair:
         ca_pem, pem, key_pem = read(self._paths)
         name = self._paths[1]
+        again = f"; `imctl pki rotate {name.stem}` makes both anew"
         try:
             ca = x509.load_pem_x509_certificate(ca_pem)
             certificate = x509.load_pem_x509_certificate(pem)
             key = serialization.load_pem_private_key(key_pem, password=None)
             if key.public_key() != certificate.public_key():
-                raise BadInput(f"{name}: expected a certificate with its key beside it")
+                raise BadInput(f"{name}: expected a certificate with its key beside it{again}")
             certificate.verify_directly_issued_by(ca)
         except (InvalidSignature, ValueError, TypeError) as error:
-            raise BadInput(
-                f"{name}: expected a PEM certificate of this folder's CA with its key beside it"
-            ) from error
+            what = "a PEM certificate of this folder's CA with its key beside it"
+            raise BadInput(f"{name}: expected {what}{again}") from error
         return Pair(ca_pem, pem, key_pem, certificate.not_valid_after_utc, ca.not_valid_after_utc)
 
 

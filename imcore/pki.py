@@ -8,10 +8,12 @@ what is missing, and says so when a file that exists no longer serves.
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -48,11 +50,12 @@ def init(folder: Path, names: Mapping[str, Iterable[str]], now: datetime) -> lis
     Raises BadInput when the folder cannot be written or an existing certificate does not serve."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        made = _ensure_ca(folder, now)
-        ca_key, ca = _load_ca(folder)
-        for name, hosts in names.items():
-            made += _ensure_leaf(folder, name, tuple(hosts), ca_key, ca, now)
-        made += _ensure_region_keys(folder)
+        with _alone(folder):
+            made = _ensure_ca(folder, now)
+            ca_key, ca = _load_ca(folder)
+            for name, hosts in names.items():
+                made += _ensure_leaf(folder, name, tuple(hosts), ca_key, ca, now)
+            made += _ensure_region_keys(folder)
     except OSError as error:
         raise BadInput(
             f"{folder}: expected a folder that can be written, got "
@@ -71,17 +74,32 @@ def rotate(folder: Path, names: Iterable[str], now: datetime) -> list[Certificat
             known = ", ".join(info.name for info in show(folder) if info.name != "ca")
             raise BadInput(f"expected a name of {known}, got {name!r}")
     try:
-        ca_key, ca = _load_ca(folder)
-        for name in wanted:
-            had = _hosts(_read_certificate(folder / f"{name}.pem"))
-            hosts = {dns_name(name)} if name in CALLERS else had  # `admin` once had some
-            _make_leaf(folder, name, hosts, ca_key, ca, now)
+        with _alone(folder):
+            ca_key, ca = _load_ca(folder)
+            for name in wanted:
+                had = _hosts(_read_certificate(folder / f"{name}.pem"))
+                # `admin` once had some.
+                hosts = {dns_name(name)} if name in CALLERS else had
+                _make_leaf(folder, name, hosts, ca_key, ca, now)
     except OSError as error:
         raise BadInput(
             f"{folder}: expected a pki folder with ca.key that can be written, got "
             f"{error.strerror or error}"
         ) from error
     return [_info(folder / f"{name}.pem") for name in wanted]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Commands that change a folder take turns: one would write back what another has taken out.
+    Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a network's file system may lock no folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # gives up the lock
 
 
 class CertificateInfo(NamedTuple):
@@ -212,8 +230,22 @@ def _check_leaf(path: Path, wanted: set[str], ca: x509.Certificate, now: datetim
         raise BadInput(f"{path}: expected a certificate of this folder's CA; {remedy}") from error
     if certificate.not_valid_after_utc <= now:
         raise BadInput(f"{path}: expired {certificate.not_valid_after_utc:%Y-%m-%d}; {remedy}")
+    if not _has_its_key(path, certificate):
+        again = f"`imctl pki rotate {path.stem}` makes both anew"
+        raise BadInput(f"{path}: expected the certificate of the key beside it; {again}")
     if missing := wanted - _hosts(certificate):
         raise BadInput(f"{path}: expected it to name {', '.join(sorted(missing))}; {remedy}")
+
+
+def _has_its_key(path: Path, certificate: x509.Certificate) -> bool:
+    """Whether they belong together; a key that is kept elsewhere is not judged."""
+    try:
+        key = serialization.load_pem_private_key(path.with_suffix(".key").read_bytes(), None)
+    except FileNotFoundError:
+        return True
+    except ValueError:
+        return False
+    return key.public_key() == certificate.public_key()
 
 
 def _builder(
@@ -262,15 +294,21 @@ def _general_names(hosts: Iterable[str]) -> list[x509.GeneralName]:
 def _write_pair(
     folder: Path, name: str, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate
 ) -> list[str]:
-    """The key first: a certificate that exists therefore always has its key."""
+    """Both are on the disk before the first is in its place, so a full disk leaves the former pair.
+    The key first: a certificate that is made therefore always has its key."""
     key_pem = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    write_private(folder / f"{name}.key", key_pem)
     pem = certificate.public_bytes(serialization.Encoding.PEM)
-    _write_whole(folder / f"{name}.pem", pem, 0o644)
+    with (
+        _written(folder / f"{name}.key", key_pem, 0o600) as new_key,
+        _written(folder / f"{name}.pem", pem, 0o644) as new_certificate,
+    ):
+        new_key.replace(folder / f"{name}.key")
+        new_certificate.replace(folder / f"{name}.pem")
+    _sync(folder)
     return [f"{name}.key", f"{name}.pem"]
 
 
@@ -299,31 +337,28 @@ def key_ids(folder: Path) -> KeyIds:
 def add_key(folder: Path) -> int:
     """A new region key, which verifies and does not sign yet; returns its id, which no key had
     before. Raises BadInput."""
-    document = _region_keys(folder)
-    number = max([int(document.get("last", 0)), *map(int, document["keys"])]) + 1
-    document["keys"][str(number)] = base64.b64encode(secrets.token_bytes(32)).decode()
-    document["last"] = number
-    _write_region_keys(folder, document)
+    with _changed_keys(folder) as document:
+        number = max([int(document.get("last", 0)), *map(int, document["keys"])]) + 1
+        document["keys"][str(number)] = base64.b64encode(secrets.token_bytes(32)).decode()
+        document["last"] = number
     return number
 
 
 def use_key(folder: Path, number: int) -> None:
     """From now on it signs. Raises BadInput."""
-    document = _region_keys(folder)
-    _known_key(document, number)
-    document["current"] = number
-    _write_region_keys(folder, document)
+    with _changed_keys(folder) as document:
+        _known_key(document, number)
+        document["current"] = number
 
 
 def retire_key(folder: Path, number: int) -> None:
     """It verifies no more: what it signed is worth nothing. Raises BadInput for the current one."""
-    document = _region_keys(folder)
-    _known_key(document, number)
-    if number == document["current"]:
-        raise BadInput(f"key {number} signs; `imctl pki keys use` another one first")
-    document["last"] = max([int(document.get("last", 0)), *map(int, document["keys"])])
-    del document["keys"][str(number)]
-    _write_region_keys(folder, document)
+    with _changed_keys(folder) as document:
+        _known_key(document, number)
+        if number == document["current"]:
+            raise BadInput(f"key {number} signs; `imctl pki keys use` another one first")
+        document["last"] = max([int(document.get("last", 0)), *map(int, document["keys"])])
+        del document["keys"][str(number)]
 
 
 def _known_key(document: Mapping[str, Any], number: int) -> None:
@@ -332,15 +367,15 @@ def _known_key(document: Mapping[str, Any], number: int) -> None:
         raise BadInput(f"expected a key id of {known}, got {number}")
 
 
-def _region_keys(folder: Path) -> dict[str, Any]:
+@contextlib.contextmanager
+def _changed_keys(folder: Path) -> Iterator[dict[str, Any]]:
+    """The document of the region keys, written when the block ends well. Raises BadInput."""
     load_region_keys(folder)  # the whole judgement of the file
-    document: dict[str, Any] = json.loads((folder / REGION_KEYS).read_bytes())
-    return document
-
-
-def _write_region_keys(folder: Path, document: Mapping[str, Any]) -> None:
     try:
-        write_private(folder / REGION_KEYS, (json.dumps(document) + "\n").encode())
+        with _alone(folder):
+            document: dict[str, Any] = json.loads((folder / REGION_KEYS).read_bytes())
+            yield document
+            write_private(folder / REGION_KEYS, (json.dumps(document) + "\n").encode())
     except OSError as error:
         raise BadInput(
             f"{folder}: expected a folder that can be written, got {error.strerror or error}"
@@ -374,6 +409,14 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def _write_whole(path: Path, data: bytes, mode: int) -> None:
+    with _written(path, data, mode) as new:
+        new.replace(path)
+    _sync(path.parent)
+
+
+@contextlib.contextmanager
+def _written(path: Path, data: bytes, mode: int) -> Iterator[Path]:
+    """A durable file beside ``path``, which the block may put in its place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
@@ -381,10 +424,17 @@ def _write_whole(path: Path, data: bytes, mode: int) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
+        yield temporary
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def utc_now(wall_ms: int) -> datetime:

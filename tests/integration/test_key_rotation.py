@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import aiohttp
@@ -71,6 +72,22 @@ def test_ids_are_never_given_out_again_and_the_signing_key_stays(tmp_path: Path)
     path = tmp_path / "region-keys.json"
     assert path.stat().st_mode & 0o777 == 0o600
     assert len(set(json.loads(path.read_text())["keys"].values())) == 2
+
+
+def test_commands_at_once_lose_no_key_and_bring_none_back(tmp_path: Path) -> None:
+    """A key that is retired, and verifies again because another command wrote what it had read
+    before, is one that its owner believes dead."""
+    pki.init(tmp_path, {}, pki.utc_now(0))
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: pki.add_key(tmp_path), range(40)))
+        assert sorted(made) == list(range(2, 42))
+        assert pki.key_ids(tmp_path).ids == list(range(1, 42))
+        retired = [pool.submit(pki.retire_key, tmp_path, number) for number in made[::2]]
+        added = [pool.submit(pki.add_key, tmp_path) for _ in range(20)]
+        assert [each.result() for each in retired] == [None] * 20
+        assert len({each.result() for each in added}) == 20
+    assert not set(made[::2]) & set(pki.key_ids(tmp_path).ids)
+    assert len(pki.key_ids(tmp_path).ids) == 41
 
 
 async def connected(node: Node, token: str) -> tuple[FrameClient, pb.Response]:

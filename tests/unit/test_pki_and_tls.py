@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import ssl
 import stat
 from datetime import UTC, datetime, timedelta
@@ -16,7 +18,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from imcore import pki, tls
-from imcore.certificates import unreadable
+from imcore.certificates import CertificateFiles, unreadable
 from imcore.errors import BadInput
 from imcore.proto import peer_pb2 as pb
 from imcore.proto import peer_pb2_grpc as rpc
@@ -102,6 +104,41 @@ def test_a_certificate_of_another_ca_is_named(tmp_path: Path) -> None:
     (tmp_path / "a" / "fra.pem").write_bytes((tmp_path / "b" / "fra.pem").read_bytes())
     with pytest.raises(BadInput, match=r"fra\.pem: expected a certificate of this folder's CA"):
         pki.init(tmp_path / "a", {"fra": ()}, NOW)
+
+
+def test_a_rotation_that_finds_the_disk_full_leaves_the_pair_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else no process of that name could start again: its old key would be gone."""
+    pki.init(tmp_path, {"fra": ["localhost"]}, NOW)
+    before = CertificateFiles(tmp_path, "fra").pair
+    synced: list[int] = []
+
+    def full(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BadInput, match="No space left on device"):
+        pki.rotate(tmp_path, ["fra"], NOW)
+    assert CertificateFiles(tmp_path, "fra").pair == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_certificate_whose_key_is_another_is_named_with_what_to_do(tmp_path: Path) -> None:
+    """A power cut between the two leaves such a pair."""
+    pki.init(tmp_path, {"fra": ["localhost"]}, NOW)
+    old = (tmp_path / "fra.pem").read_bytes()
+    pki.rotate(tmp_path, ["fra"], NOW)
+    (tmp_path / "fra.pem").write_bytes(old)
+    remedy = "imctl pki rotate fra"
+    with pytest.raises(BadInput, match=rf"fra\.pem: expected .* `{remedy}`"):
+        pki.init(tmp_path, {"fra": ["localhost"]}, NOW)
+    with pytest.raises(BadInput, match=rf"fra\.pem: expected .* `{remedy}`"):
+        CertificateFiles(tmp_path, "fra")
+    pki.rotate(tmp_path, ["fra"], NOW)
+    assert pki.init(tmp_path, {"fra": ["localhost"]}, NOW) == []
 
 
 def test_show_lists_the_ca_first(tmp_path: Path) -> None:
