@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _KEY_BYTES = 32
 _SIGNATURE_BYTES = 64
 _MEMBERS = 20  # of a page: with all their devices they fit an answer
-_ROWS = 200  # devices of a user: those that are gone stand there too
+_ROWS = 200  # read at once; those of devices that are gone stand there too, for good
 
 
 async def publish(server: ImServer, session: Session, request: pb.PublishKeys) -> pb.Response:
@@ -80,7 +80,11 @@ async def _rows(server: ImServer, partition: Partition, uid: str) -> dict[str, o
     """By device, those that are gone too. Raises Unavailable: a device that is missing only since
     the partition is folded again would not be written to."""
     prefix, begun = keys.device_keys(partition.number, uid, ""), partition.applier.begun
-    found = await server.kv.scan(prefix, keys.prefix_end(prefix), _ROWS)
+    end = keys.prefix_end(prefix)
+    found = last = await server.kv.scan(prefix, end, _ROWS)
+    while len(last) == _ROWS:
+        last = await server.kv.scan(last[-1][0] + b"\0", end, _ROWS)
+        found = [*found, *last]
     if partition.conversations.withheld or begun != partition.applier.begun:
         raise Unavailable("these keys are being folded again; ask again")
     return {key[len(prefix) :].decode(): oplog.DeviceKeysOp.FromString(row) for key, row in found}

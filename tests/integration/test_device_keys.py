@@ -11,6 +11,7 @@ from imcore.levels import ENCRYPTION, FIRST, LEVEL
 from imcore.limits import ENCRYPTED_MEMBERS_MAX, KEY_DEVICES_MAX
 from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
+from services.im import device_keys
 from services.im.testing import KEYS, Idc, OpenIdc
 from tests.integration.idcs import meet, pair
 
@@ -111,6 +112,24 @@ async def test_a_user_has_so_many_devices_with_keys(open_idc: OpenIdc) -> None:
     assert not await publish(fra, bundle("ann", "d3", b"n"), number=2)  # one of them: new keys
     assert not await publish(fra, pb.DeviceKeys(uid="ann", device="d0"), "d1", number=2)
     assert not await publish(fra, bundle("ann", "more"))
+
+
+async def test_devices_that_are_gone_hide_none_that_is_there(
+    open_idc: OpenIdc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their rows stay, so that an older word brings none back: a browser's devices come and go."""
+    monkeypatch.setattr(device_keys, "_ROWS", 4)
+    fra = await open_idc(others=())
+    assert not await switch_on(fra, "ann")
+    for number in range(9):
+        assert not await publish(fra, bundle("bob", f"d{number}"))
+        gone = pb.DeviceKeys(uid="bob", device=f"d{number}")
+        assert not await publish(fra, gone, "phone", number=2)
+    assert not await publish(fra, bundle("bob", "phone"))
+    assert await asked(fra) == (True, ["bob/phone"])
+    for number in range(1, KEY_DEVICES_MAX):
+        assert not await publish(fra, bundle("bob", f"x{number}"))
+    assert await publish(fra, bundle("bob", "y")) == Code.TOO_LARGE
 
 
 async def test_idcs_agree_on_keys_and_on_the_switch(open_idc: OpenIdc) -> None:
