@@ -114,14 +114,10 @@ class AdminApi:
                     wait_ms = retry_after_ms(wait_s)
                     raise Overloaded("this service asks too often", wait_ms)
                 answer = await act(request, service)
-            except ImError as error:
-                # What is turned away unheard would let one fill the log with nothing.
-                if route.changes and not isinstance(error, Overloaded):
-                    refused = isinstance(error, Refused)
-                    self._audit(
-                        route, request, service, "refused" if refused else "unknown",
-                        f"{_code(error)}: {error}",
-                    )  # fmt: skip
+            except BaseException as error:  # also when the IDC stops meanwhile
+                decision, sentence = _outcome(error)
+                if route.changes and decision:
+                    self._audit(route, request, service, decision, sentence)
                 raise
             if route.changes:
                 self._audit(route, request, service, "committed", "done")
@@ -225,8 +221,19 @@ class AdminApi:
         return docs.Users(users=found)
 
 
-def _code(error: ImError) -> Code:
-    return Code.DEADLINE if isinstance(error, OutcomeUnknown) else code_of(error)
+def _outcome(error: BaseException) -> tuple[str, str]:
+    """What the audit log says of a request that ended so: the decision, empty if nothing, and why.
+    What is turned away unheard would let one fill the log with nothing."""
+    if isinstance(error, Overloaded | ConnectionError | web.RequestPayloadError):
+        return "", ""
+    if isinstance(error, ImError):
+        code = Code.DEADLINE if isinstance(error, OutcomeUnknown) else code_of(error)
+        return "refused" if isinstance(error, Refused) else "unknown", f"{code}: {error}"
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return "refused", f"{Code.TOO_LARGE}: the body is too long"
+    if isinstance(error, asyncio.CancelledError):
+        return "unknown", f"{Code.UNAVAILABLE}: the IDC stopped before it was answered"
+    return "unknown", f"{Code.INTERNAL}: it failed unexpectedly; the log says why"
 
 
 def _group_id(request: web.Request) -> str:

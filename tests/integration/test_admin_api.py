@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from imctl.commands.service import service_token
 from imctl.target.places import free_ports
 from imctl.testing.onenode import running
 from services.adminapi import documents as docs
+from services.adminapi.server import BODY_BYTES_MAX
 from services.im.testing import KEYS
 from services.node.testing_admin import AdminSite
 
@@ -221,6 +223,40 @@ async def test_what_changes_something_stands_in_the_audit_log(
     assert rows[0]["idempotency_key"] == "order-17"
     assert rows[1]["join"] == ["bob"]
     assert "private" not in json.dumps(rows)
+
+
+async def test_what_fails_or_is_cut_off_stands_in_the_audit_log_too(
+    caller: Caller, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have happened all the same."""
+    caplog.set_level(logging.INFO, "im.audit")
+    asked = asyncio.Event()
+
+    async def broken(uid: str, device: str) -> None:
+        raise RuntimeError("private")
+
+    async def stuck(uid: str, device: str) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(caller.site.api, "_kick", broken)
+    assert await caller.code("POST", "/v1/users/ann/kick", {}) == Code.INTERNAL
+    big = {"device": "x" * (BODY_BYTES_MAX + 1)}
+    assert await caller.code("POST", "/v1/users/ann/kick", big) == Code.TOO_LARGE
+    monkeypatch.setattr(caller.site.api, "_kick", stuck)
+    waiting = asyncio.ensure_future(caller.code("POST", "/v1/users/ann/kick", {}))
+    await asked.wait()
+    await caller.site.api.stop()
+    with pytest.raises(aiohttp.ClientError):
+        await waiting
+    rows = [
+        json.loads(record.getMessage()) for record in caplog.records if record.name == "im.audit"
+    ]
+    assert [(row["decision"], row["sentence"]) for row in rows] == [
+        ("unknown", "kick ann: internal: it failed unexpectedly; the log says why"),
+        ("refused", "kick : too_large: the body is too long"),
+        ("unknown", "kick ann: unavailable: the IDC stopped before it was answered"),
+    ]
 
 
 async def test_what_no_other_idc_holds_is_not_answered_as_done(caller: Caller) -> None:
