@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 NOTHING = "0" * 64
 SUFFIX = b',"hash":"'
@@ -115,6 +115,18 @@ def torn(raw: bytes) -> dict[str, Any]:
     return {"torn": {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}}
 
 
+class Judged(Protocol):
+    """What ``against`` asks of a chain without a break."""
+
+    @property
+    def head(self) -> Anchor: ...
+    @property
+    def behind(self) -> Anchor: ...
+    def hash_of(self, seq: int) -> str:
+        """Of an event behind ``behind``, up to ``head``."""
+        ...
+
+
 class Verdict(NamedTuple):
     """What a chain is found to be. ``problem``: the first break in one sentence, or empty."""
 
@@ -125,14 +137,18 @@ class Verdict(NamedTuple):
     torn: int = 0  # torn lines that are noted as such
     behind: Anchor = EMPTY  # where what was judged begins
 
+    def hash_of(self, seq: int) -> str:
+        return str(self.rows[seq - self.behind.seq - 1]["hash"])  # each event is at its place
+
 
 def verify(
-    data: bytes, writer: str, anchor: Anchor | None = None, behind: Anchor = EMPTY
+    data: bytes, writer: str, anchor: Anchor | None = None, behind: Anchor = EMPTY, before: int = 0
 ) -> Verdict:
     """Judge a whole file. ``anchor``: a line that this chain is known to have had. ``behind``: the
-    line in front of ``data``, where that is the end of a chain and the rest was judged before."""
+    line in front of ``data``, where that is the end of a chain and the rest was judged before;
+    ``before``: how many lines those were, torn ones too."""
     *lines, tail = data.split(b"\n")
-    found = _walk(lines, writer, behind)
+    found = _walk(lines, writer, behind, before)
     if not found.problem and tail:
         last = parse(tail)  # only its newline is missing
         if last is not None and last.follows(found.head) and last.row["writer"] == writer:
@@ -144,7 +160,7 @@ def verify(
     return found._replace(problem=against(found, anchor))
 
 
-def _walk(lines: list[bytes], writer: str, behind: Anchor) -> Verdict:
+def _walk(lines: list[bytes], writer: str, behind: Anchor, before: int) -> Verdict:
     rows: list[dict[str, Any]] = []
     head, noted, at = behind, 0, 0
     while at < len(lines):
@@ -152,13 +168,13 @@ def _walk(lines: list[bytes], writer: str, behind: Anchor) -> Verdict:
         if line is None or not line.follows(head):
             note = _noted(lines, at, head)
             if note is None:
-                problem = _break(at + 1, line, head, lines)
+                problem = _break(before + at + 1, line, head, lines[at + 1 :])
                 return Verdict(rows, head, problem, torn=noted, behind=behind)
             noted, at = noted + 1, note
             line = parse(lines[at])
         assert line is not None
         if line.row["writer"] != writer:
-            told = f"line {at + 1} is by {line.row['writer']}, in the file of {writer}"
+            told = f"line {before + at + 1} is by {line.row['writer']}, in the file of {writer}"
             return Verdict(rows, head, f"another's file: {told}", torn=noted, behind=behind)
         rows.append(line.row)
         head = line.anchor
@@ -177,8 +193,8 @@ def _noted(lines: list[bytes], at: int, head: Anchor) -> int | None:
     return None
 
 
-def _break(number: int, line: Line | None, head: Anchor, lines: list[bytes]) -> str:
-    """Why line ``number`` does not follow."""
+def _break(number: int, line: Line | None, head: Anchor, behind: list[bytes]) -> str:
+    """Why line ``number`` does not follow. ``behind``: the lines after it."""
     if line is None:
         return f"edited: line {number} is no line of an audit log"
     seq, due = line.row["seq"], head.seq + 1
@@ -186,14 +202,14 @@ def _break(number: int, line: Line | None, head: Anchor, lines: list[bytes]) -> 
         return f"edited: line {number} (event {seq}) does not fit its hash, or what is before it"
     if seq < due:
         return f"reordered: event {seq} stands in line {number}, behind event {head.seq}"
-    later = (parse(raw) for raw in lines[number:])
+    later = map(parse, behind)
     if any(other is not None and other.row["seq"] == due for other in later):
         return f"reordered: event {seq} stands in line {number}, before event {due}"
     missing = f"event {due} is" if seq == due + 1 else f"events {due} to {seq - 1} are"
     return f"removed: {missing} missing before line {number}"
 
 
-def against(found: Verdict, anchor: Anchor) -> str:
+def against(found: Judged, anchor: Anchor) -> str:
     """What is wrong with a chain without a break that once had this line; empty: nothing."""
     if anchor.seq > found.head.seq:
         return (
@@ -202,9 +218,7 @@ def against(found: Verdict, anchor: Anchor) -> str:
         )
     if anchor.seq < found.behind.seq:
         return f"not judged: event {anchor.seq} stands before what was looked at"
-    # A walk without a break has each event at its place.
-    at = anchor.seq - found.behind.seq
-    kept = found.rows[at - 1]["hash"] if at else found.behind.hash
+    kept = found.behind.hash if anchor.seq == found.behind.seq else found.hash_of(anchor.seq)
     if kept != anchor.hash:
         return f"rewritten: event {anchor.seq} is not the one that the registries know"
     return ""

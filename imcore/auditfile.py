@@ -122,18 +122,20 @@ def files(path: Path) -> list[Path]:
     return [*_aside(path), *([path] if path.exists() else [])]
 
 
-def read(path: Path, start: int = 0) -> bytes:
-    """The chain from this byte on; empty: there is none. Raises OSError."""
+def read(path: Path, start: int = 0, most: int | None = None) -> bytes:
+    """The chain from this byte on, ``most`` bytes of it; empty: there is none. Raises OSError."""
     while True:
         aside = _aside(path)
-        data, skip = [], start
+        data, skip, room = [], start, most
         for file in [*aside, path]:
             try:
                 with file.open("rb") as opened:
                     size = os.fstat(opened.fileno()).st_size
                     opened.seek(min(skip, size))
                     skip -= min(skip, size)
-                    data.append(opened.read())
+                    data.append(opened.read() if room is None else opened.read(room))
+                    if room is not None:
+                        room -= len(data[-1])
             except FileNotFoundError:
                 if file != path:
                     raise

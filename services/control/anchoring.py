@@ -22,6 +22,8 @@ log = logging.getLogger("im.control")
 
 EACH_S = 1.0
 LOOKS = 3
+PIECE_BYTES = 1 << 20  # judged at once: what is known of its events costs six times as much
+_HASH = 32  # bytes
 
 
 def anchor_key(writer: str) -> str:
@@ -32,7 +34,20 @@ class Broken(ImError):
     """The chain is not what it was; the anchor stays where it is."""
 
 
-def raised(current: bytes | None, found: Verdict) -> Anchor:
+class Walked(NamedTuple):
+    """As ``Verdict``, of a chain that may be long: of its events the hashes alone are kept."""
+
+    head: Anchor
+    problem: str
+    behind: Anchor
+    hashes: bytes
+
+    def hash_of(self, seq: int) -> str:
+        at = (seq - self.behind.seq - 1) * _HASH
+        return self.hashes[at : at + _HASH].hex()
+
+
+def raised(current: bytes | None, found: Verdict | Walked) -> Anchor:
     """The anchor after a look at the file. Raises Broken; ValueError for a strange anchor."""
     before = anchor_from_json(current) if current else EMPTY
     if problem := found.problem or against(found, before):
@@ -40,31 +55,46 @@ def raised(current: bytes | None, found: Verdict) -> Anchor:
     return found.head
 
 
-def _raised(found: Verdict, current: bytes | None) -> bytes:
+def _raised(found: Walked, current: bytes | None) -> bytes:
     return raised(current, found).to_json()
 
 
 class Judged(NamedTuple):
-    """Where the last line begins of a chain that was found whole, and the line before it."""
+    """Where the last line begins of a chain that was found whole, the line before it, and how many
+    lines those were, torn ones too."""
 
     at: int
     behind: Anchor
+    lines: int
 
 
-NOTHING_JUDGED = Judged(0, EMPTY)
+NOTHING_JUDGED = Judged(0, EMPTY, 0)
 
 
-def _judge(path: Path, writer: str, before: Judged) -> tuple[Verdict, Judged]:
-    """What is in the file behind ``before``, the last line of then included."""
-    data = auditfile.read(path, before.at)
-    found = verify(data, writer, behind=before.behind)
-    if found.problem or not found.rows or not data.endswith(b"\n"):
-        return found, before
-    last, behind = data.rfind(b"\n", 0, -1) + 1, found.behind
-    if len(found.rows) > 1:
-        row = found.rows[-2]
-        behind = Anchor(row["seq"], row["hash"])
-    return found, Judged(before.at + last, behind)
+def _judge(path: Path, writer: str, before: Judged) -> tuple[Walked, Judged]:
+    """What is in the file behind ``before``, the last line of then included; a piece at a time, as
+    a chain may be of millions of events."""
+    at, head, lines = before
+    judged, hashes, most = before, bytearray(), PIECE_BYTES
+    while True:
+        data = auditfile.read(path, at, most)
+        rest = len(data) < most
+        piece = data if rest else data[: data.rfind(b"\n") + 1]
+        found = verify(piece, writer, behind=head, before=lines)
+        if not rest and (found.problem or not piece):
+            most *= 2  # what a crash tore is noted behind it, and a line may be missing or long
+            continue
+        hashes += b"".join(bytes.fromhex(row["hash"]) for row in found.rows)
+        if not found.problem and found.rows and piece.endswith(b"\n"):
+            last, behind = piece.rfind(b"\n", 0, -1) + 1, head
+            if len(found.rows) > 1:
+                row = found.rows[-2]
+                behind = Anchor(row["seq"], row["hash"])
+            judged = Judged(at + last, behind, lines + piece.count(b"\n") - 1)
+        if rest:
+            return Walked(found.head, found.problem, before.behind, bytes(hashes)), judged
+        at, head, lines = at + len(piece), found.head, lines + piece.count(b"\n")
+        most = PIECE_BYTES
 
 
 async def anchored(

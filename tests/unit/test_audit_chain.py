@@ -29,6 +29,7 @@ from imcore.audit import (
 )
 from imcore.auditfile import append, kept
 from imctl.audit import own_writer, writer_of
+from services.control import anchoring
 from services.control.anchoring import NOTHING_JUDGED, Broken, Judged, anchored, raised
 
 EVENTS = [{"at_ms": 1_000 + n, "sentence": f"drain of fra, {n}"} for n in range(6)]
@@ -473,9 +474,9 @@ async def test_a_look_reads_what_is_new_and_all_of_it_where_that_does_not_fit(
 ) -> None:
     register, read = Register(), []
 
-    def noted(path: Path, start: int = 0) -> bytes:
+    def noted(path: Path, start: int = 0, most: int | None = None) -> bytes:
         read.append(start)
-        return original(path, start)
+        return original(path, start, most)
 
     original = auditfile.read
     monkeypatch.setattr(auditfile, "read", noted)
@@ -494,3 +495,43 @@ async def test_a_look_reads_what_is_new_and_all_of_it_where_that_does_not_fit(
     with pytest.raises(Broken, match="truncated"):
         await look(later)
     assert read == [later.at, 0, 0]
+
+
+@pytest.mark.parametrize("piece", [1, 150, 400, 1_000, 1 << 20])
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_chain_is_judged_a_piece_at_a_time_as_at_once(
+    chain: Path, monkeypatch: pytest.MonkeyPatch, piece: int, broken: bool
+) -> None:
+    """A chain of a million events, all of them in memory at once, took 2.6 GB at each start."""
+    with chain.open("ab") as file:
+        file.write(b'{"seq":7,\n"to')  # a crash, twice
+    for event in EVENTS * 3:
+        append(chain, "fra", event)
+    if broken:
+        chain.write_bytes(chain.read_bytes().replace(b"of fra, 4", b"of fra, 9"))
+    monkeypatch.setattr(anchoring, "PIECE_BYTES", piece)
+    sizes: list[int] = []
+
+    def noted(path: Path, start: int = 0, most: int | None = None) -> bytes:
+        sizes.append(len(read(path, start, most)))
+        return read(path, start, most)
+
+    read = auditfile.read
+    monkeypatch.setattr(auditfile, "read", noted)
+    at_once = verify(chain.read_bytes(), "fra")
+    found, judged = anchoring._judge(chain, "fra", NOTHING_JUDGED)
+    assert (found.head, found.problem) == (at_once.head, at_once.problem)
+    assert bool(found.problem) == broken
+    hashes = [row["hash"] for row in at_once.rows]
+    assert [found.hash_of(seq) for seq in range(1, found.head.seq + 1)] == hashes
+    assert broken or max(sizes) <= max(piece, 2_000)
+    if not broken:
+        assert judged.at == chain.read_bytes()[:-1].rfind(b"\n") + 1
+        assert judged.lines == chain.read_bytes().count(b"\n") - 1
+        append(chain, "fra", EVENTS[0])
+        with chain.open("ab") as file:
+            file.write(b"no line\n" * 2)
+        append(chain, "fra", EVENTS[0])
+        chain.write_bytes(chain.read_bytes().replace(b"no line\n", b"NO line\n", 1))
+        later, _ = anchoring._judge(chain, "fra", judged)
+        assert later.problem == verify(chain.read_bytes(), "fra").problem != ""
