@@ -29,13 +29,14 @@ LOGGER = "im.audit"  # JSON events; whoever runs a process decides where they ar
 FILE = "audit.jsonl"
 FULL_BYTES = 4 << 20  # some thousands of decisions
 _BLOCK_BYTES = 65_536
+_TOGETHER = 100  # events that are made durable at once
 
 log = logging.getLogger("im.auditfile")
 
 
-def append(path: Path, writer: str, event: Mapping[str, Any]) -> Anchor:
-    """Durable when it returns. Raises OSError: then it may be in the file, in part too (the next
-    event notes that); ValueError for an event that cannot be written."""
+def append(path: Path, writer: str, *events: Mapping[str, Any]) -> Anchor:
+    """Durable when it returns. Raises OSError: then they may be in the file, in part too (the next
+    event notes that); ValueError for an event that cannot be written, and none of them is."""
     descriptor = _locked(path)
     try:
         new = os.fstat(descriptor).st_size == 0
@@ -50,14 +51,16 @@ def append(path: Path, writer: str, event: Mapping[str, Any]) -> Anchor:
             else:
                 data = b"\n" + seal(torn(rest), writer, head)
                 head = Anchor(head.seq + 1, _hash_of(data))
-        sealed = seal(event, writer, head)
-        data += sealed
+        for event in events:
+            sealed = seal(event, writer, head)
+            data += sealed
+            head = Anchor(head.seq + 1, _hash_of(sealed))
         while data:
             data = data[os.write(descriptor, data) :]
         os.fsync(descriptor)
         if new:
             _sync_folder(path.parent)
-        return Anchor(head.seq + 1, _hash_of(sealed))
+        return head
     finally:
         os.close(descriptor)  # gives up the lock
 
@@ -187,21 +190,51 @@ def note(path: Path, writer: str, event: Mapping[str, Any]) -> None:
         log.error("%s: an audit event could not be written: %s", path, error)
 
 
-class ChainHandler(logging.Handler):
-    """Notes the events of a logger."""
+class _Chain(QueueListener):
+    """Notes the events that a logger has queued: all that wait at once, as an fsync may take
+    longer than the next event takes to come."""
 
-    def __init__(self, path: Path, writer: str, more: Mapping[str, Any]) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        events: queue.SimpleQueue[logging.LogRecord | None],
+        path: Path,
+        writer: str,
+        more: Mapping[str, Any],
+    ) -> None:
+        super().__init__(events)
+        self._events = events
         self._path = path
         self._writer = writer
         self._more = more
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def handle(self, record: logging.LogRecord) -> None:
+        records = [record]
+        while len(records) < _TOGETHER and not self._events.empty():
+            if (more := self._events.get()) is None:
+                self.enqueue_sentinel()  # the end; it is for the loop that has called this
+                break
+            records.append(more)
+        if not (events := [each for each in map(self._event, records) if each is not None]):
+            return
         try:
-            note(self._path, self._writer, {**json.loads(record.getMessage()), **self._more})
+            append(self._path, self._writer, *events)
         except Exception as error:
             # Else the listener's thread would end, and every later decision be noted by nobody.
-            log.error("%s: an audit event could not be written: %r", self._path, error)
+            self._say(error, len(events))
+
+    def _event(self, record: logging.LogRecord) -> dict[str, Any] | None:
+        """None: it cannot be written, which is said, and costs no other one."""
+        try:
+            event = {**json.loads(record.getMessage()), **self._more}
+            seal(event, self._writer, EMPTY)
+        except Exception as error:
+            self._say(error, 1)
+            return None
+        return event
+
+    def _say(self, error: Exception, count: int) -> None:
+        what = "an audit event" if count == 1 else f"{count} audit events"
+        log.error("%s: %s could not be written: %r", self._path, what, error)
 
 
 _block: ContextVar[object] = ContextVar("block", default=None)
@@ -215,12 +248,12 @@ def kept(
     each of them gets. ``own``: only those of this task and of what it began, where others write
     other chains at the same time. In a thread, because an fsync may take long and a server must
     not wait."""
-    events: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    events: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
     handler = QueueHandler(events)
     if own:
         _block.set(handler)
         handler.addFilter(lambda record: _block.get() is handler)
-    listener = QueueListener(events, ChainHandler(path, writer, more or {}))
+    listener = _Chain(events, path, writer, more or {})
     logger = logging.getLogger(LOGGER)
     level = logger.level
     listener.start()

@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -413,6 +414,29 @@ def test_an_event_that_cannot_be_written_costs_no_later_one(
         logger.info("%s", json.dumps({"at_ms": 1, "sentence": "done"}))
     assert [row["sentence"] for row in verify(path.read_bytes(), "fra").rows] == ["done"]
     assert caplog.text.count("an audit event could not be written") == 3
+
+
+def test_on_a_slow_disk_many_events_are_made_durable_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One at a time they came faster than they were written: they waited in memory without end,
+    and the process could not stop before each had its own fsync."""
+    logger, path = logging.getLogger(auditfile.LOGGER), tmp_path / "audit.jsonl"
+    synced: list[int] = []
+
+    def slow(descriptor: int) -> None:
+        synced.append(descriptor)
+        time.sleep(0.01)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    with kept(path, "fra"):
+        for number in range(500):
+            event = {"at_ms": number} if number % 100 else {"seq": "refused"}
+            logger.info("%s", json.dumps(event))
+    found = verify(path.read_bytes(), "fra")
+    wanted = [number for number in range(500) if number % 100]
+    assert (found.problem, [row["at_ms"] for row in found.rows]) == ("", wanted)
+    assert len(synced) < 250
 
 
 async def test_own_events_alone_are_kept_beside_others(tmp_path: Path) -> None:
