@@ -393,10 +393,14 @@ def load_region_keys(pki_dir: Path) -> RegionKeys:
         }
         if any(len(key) != 32 for key in keys.values()):
             raise ValueError("a key is not 32 bytes long")
+        if not all(0 <= key_id < 1 << 32 for key_id in keys):
+            raise ValueError("an id does not fit a signature")
         return RegionKeys(keys, int(document["current"]))
     except OSError as error:
         raise unreadable(path, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
+    ) as error:  # fmt: skip
         raise BadInput(
             f'{path}: expected {{"current": ID, "keys": {{"ID": "<base64 of 32 bytes>"}}}}; '
             "restore the file from another IDC"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
 import json
 import os
@@ -286,8 +287,21 @@ def test_region_keys_of_one_region_agree(pki_dir: Path) -> None:
     assert pki.load_region_keys(pki_dir).check(b"data", signature, b"test")
 
 
+KEY = base64.b64encode(bytes(32)).decode()
+NO_KEYS = [
+    "",
+    "[]",
+    '{"current": 1}',
+    '{"current": 2, "keys": {"1": "AA=="}}',
+    "null",
+    "[" * 99_999,
+]
+# Running IDCs would take these, and then sign nothing any more: an id stands in 32 bits.
+NO_IDS = [f'{{"current": {one}, "keys": {{"{one}": "{KEY}"}}}}' for one in ("-1", "4294967296")]
+
+
 @pytest.mark.parametrize(
-    "document", ["", "[]", '{"current": 1}', '{"current": 2, "keys": {"1": "AA=="}}', "null"]
+    "document", [*NO_KEYS, *NO_IDS, f'{{"current": 1e999, "keys": {{"1": "{KEY}"}}}}']
 )
 def test_bad_region_keys_are_one_clear_line(tmp_path: Path, document: str) -> None:
     (tmp_path / "region-keys.json").write_text(document)
