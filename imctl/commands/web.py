@@ -61,7 +61,7 @@ async def _serve(pages: Pages, port: int, browser: bool) -> None:
     try:
         print(f"{pages.url} (Ctrl-C to stop)", flush=True)
         if browser:
-            await asyncio.to_thread(webbrowser.open, pages.url)
+            await asyncio.to_thread(webbrowser.open, pages.once)
         await stop.wait()
     finally:
         await pages.stop()

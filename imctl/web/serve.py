@@ -39,6 +39,8 @@ class Pages:
         self._urls = ipconf_urls
         self._tls = client_ssl_context(ca_file)
         self.path = f"/{secrets.token_urlsafe(16)}/"
+        self._once = f"/{secrets.token_urlsafe(16)}"
+        self._opened = False
         self._gateways: set[tuple[str, int]] = set()  # that ipconf has named
         self._runner: web.AppRunner | None = None
         self._http: aiohttp.ClientSession | None = None
@@ -48,10 +50,17 @@ class Pages:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}{self.path}"
 
+    @property
+    def once(self) -> str:
+        """Leads to the page, the first time: for a browser that is started with it, since everybody
+        on the machine sees a program's arguments."""
+        return f"http://127.0.0.1:{self._port}{self._once}"
+
     async def start(self, port: int) -> None:
         """0: any. Raises OSError when the port is taken."""
         app = web.Application()
         base = self.path
+        app.router.add_get(self._once, self._open, allow_head=False)
         app.router.add_get(base, self._file)
         app.router.add_get(base + "session", self._tell_session)
         app.router.add_get(base + "gateways", self._ask_ipconf)
@@ -69,6 +78,13 @@ class Pages:
             await self._runner.cleanup()
         if self._http is not None:
             await self._http.close()
+
+    async def _open(self, request: web.Request) -> web.Response:
+        if self._opened:
+            said = "This was opened already. The address of the page stands in the terminal.\n"
+            return web.Response(status=410, text=said, headers=_HEADERS)
+        self._opened = True
+        return web.Response(status=303, headers={**_HEADERS, "Location": self.path})
 
     async def _file(self, request: web.Request) -> web.Response:
         path = PAGE / request.match_info.get("name", "index.html")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import webbrowser
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +18,7 @@ from imcore.limits import CONTENT_BYTES_MAX
 from imcore.pki import load_region_keys
 from imcore.runtime import SystemClock
 from imcore.tokens import Claims, mint
+from imctl.commands import web
 from imctl.testing.browser import Driven
 from imctl.testing.lab import until
 from imctl.testing.onenode import running
@@ -174,3 +178,25 @@ async def test_a_gateway_that_never_answers_holds_the_page_up_for_seconds(
         for writer in came:
             writer.close()
         paused.close()
+
+
+async def test_what_a_browser_is_started_with_is_of_use_once(
+    pki_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everybody on the machine reads its arguments (`ps`), for as long as it runs."""
+    opened: list[str] = []
+    session: dict[str, str | int] = {"uid": "ann", "device": "web", "token": "t"}
+    pages = Pages(session, [], pki_dir / "ca.pem")
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    serving = asyncio.ensure_future(web._serve(pages, 0, browser=True))
+    async with asyncio.timeout(20), aiohttp.ClientSession() as http:
+        while not opened:  # noqa: ASYNC110 - the command's own loop
+            await asyncio.sleep(0.02)
+        assert pages.url in capsys.readouterr().out
+        assert pages.path.strip("/") not in opened[0]
+        page = await http.get(opened[0])
+        assert (page.status, str(page.url)) == (200, pages.url)
+        again = await http.get(opened[0])
+        assert again.status == 410 and "in the terminal" in await again.text()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await serving
