@@ -53,7 +53,7 @@ class Webhooks:
                 store=node.store,
                 applied=node.replication.applied,
                 registry=node.own_registry,
-                clock=node.clock,
+                clock=node.median_clock,  # receivers judge by theirs, and ops have its time
                 rng=node.rng,
                 teller=node.idc,
                 on_duty=(lambda: self._tells_for(idc)) if stands_in else always,

@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from imcore.proto import client_pb2 as pb
 from imcore.proto import oplog_pb2 as oplog
 from imcore.runtime import SystemClock
+from imctl.testing.onenode import running
 from services.im.testing import Idc, OpenIdc
 from services.node.posting import Http
-from services.ports import Versioned
+from services.ports import Session, Versioned
 from services.webhooks import events, feed
 from services.webhooks.feed import Feed
 from services.webhooks.sign import verifies
@@ -269,3 +271,29 @@ async def test_a_secret_that_is_missing_sends_nothing_until_it_is_there(stage: S
         assert stage.server.tried == 0
         stage.secret.write_bytes(SECRET)
         await until(lambda: stage.server.contents() == [1])
+
+
+@pytest.mark.parametrize("offset_ms", [-600_000, 600_000], ids=["behind", "ahead"])
+async def test_an_idc_whose_clock_is_wrong_tells_at_once_and_is_believed(
+    tmp_path: Path, offset_ms: int
+) -> None:
+    """Receivers refuse what was signed five minutes ago, or is to be in five minutes; and an op has
+    the time of the IDCs' median clock, behind which its own may wait."""
+    secret, server = tmp_path / "secret", Server()
+    secret.write_bytes(SECRET)
+    async with server.running():
+        hook = {
+            "name": "hook", "url": server.url, "secret_file": str(secret), "events": ["message"]
+        }  # fmt: skip
+        async with running(tmp_path, True, edit=lambda spec: spec.update(webhooks=[hook])) as node:
+            assert node.webhooks is not None
+            await until(lambda: node.webhooks.feeds[0].told())
+            node.clock.offset_ms = offset_ms
+            node.traffic.controller._on_clock_offset(-offset_ms)  # as a probe of another IDC says
+            session = Session("s", "ann", "phone", 1, "", 0)
+            answered: list[pb.Response] = []
+            send = pb.Send(conversation=CHAT, outbox="o", cid=1, floor=1, content=b"hi")
+            node.im.submit(session, pb.Request(send=send), answered.append)
+            await until(lambda: server.taken or server.tried)
+            assert answered[0].send_ack.outcome == pb.SendAck.ACCEPTED
+            await until(lambda: server.contents() == [1])
