@@ -37,7 +37,9 @@ class Http:
     async def post(self, body: bytes, headers: Mapping[str, str]) -> int:
         if self._session is None:
             connector = aiohttp.TCPConnector(ssl=self._tls, limit=4)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
+            self._session = aiohttp.ClientSession(
+                connector=connector, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar()
+            )
         try:
             async with self._session.post(
                 self._url, data=body, headers=headers, allow_redirects=False

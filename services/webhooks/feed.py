@@ -81,6 +81,7 @@ class Feed:
     delivered: int = 0  # events
     left_out: int = 0  # records
     problem: str = ""
+    _unread: str = ""  # why a part of its log was not read in the last turn
     _failed: int = 0  # tries in a row, also of different deliveries
     _reached: dict[Key, int] | None = None
     _stored: dict[Key, int] | None = None
@@ -106,6 +107,7 @@ class Feed:
                 await asyncio.sleep(AGAIN_S)
 
     async def _stand_by(self) -> None:
+        self._say("")  # whatever it was, nothing is owed any more
         await asyncio.sleep(STAND_BY_S)
         if self._reached is not None:
             await self._save_now_and_then(HEARD_STORE_S)
@@ -173,6 +175,7 @@ class Feed:
             await self._save_now_and_then()
             return True  # of what is still to be delivered, a delivery is made anew
         self._reached.update(reached)
+        self._say(self._unread)  # all else is over
         await self._save_now_and_then()
         return bool(events)
 
@@ -181,6 +184,7 @@ class Feed:
         events: list[Event] = []
         reached: dict[Key, int] = {}
         old_enough_ms = self.clock.wall_ms() - self.delay_ms
+        self._unread = ""
         for origin, source in self._logs():
             applied = self.applied(origin)
             for partition in range(source.partitions):
@@ -194,7 +198,7 @@ class Feed:
                 try:
                     records = await source.read(partition, lsn, _READ_BYTES)
                 except Damaged as error:  # it is mended from other IDCs
-                    self._say(f"the webhook {self.name} waits: {error}")
+                    self._unread = f"the webhook {self.name} waits: {error}"
                     continue
                 for record in records:
                     op = oplog.Op.FromString(record.payload)
@@ -240,7 +244,6 @@ class Feed:
                 return False
         self._failed = 0
         self.delivered += len(events)
-        self._say("")
         return True
 
     async def _try(self, body: bytes) -> str:

@@ -53,9 +53,12 @@ class Server:
         self.tried = 0
         self.taken: list[dict[str, Any]] = []
         self.url = ""
+        self.cookies = False  # each answer has one
+        self.shown: list[str] = []  # cookies that came back
 
     async def _handle(self, request: web.Request) -> web.Response:
         body = await request.read()
+        self.shown += request.cookies
         timestamp = int(request.headers["X-IM-Timestamp"])
         now_ms = SystemClock().wall_ms()
         assert verifies(SECRET, timestamp, body, request.headers["X-IM-Signature"], now_ms)
@@ -65,7 +68,10 @@ class Server:
             status = 400
         if status == 204:
             self.taken += json.loads(body)["events"]
-        return web.Response(status=status, headers={"Location": self.url})
+        answer = web.Response(status=status, headers={"Location": self.url})
+        if self.cookies:
+            answer.set_cookie(f"c{self.tried}", "x" * 100)
+        return answer
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -260,6 +266,44 @@ async def test_a_server_that_is_away_is_not_tried_more_often_for_what_is_left_ou
         # Each time it waits twice as long; else it would be tried with each that is left out.
         more = math.log2(max(1.0, (time.monotonic() - began) / 1.5))
         assert made.left_out > 5 and stage.server.tried <= 6 + 2 * more
+
+
+async def test_what_is_over_is_no_alarm_though_there_is_nothing_to_tell(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    """In an IDC where nothing happens, or by one that stood in for another, it stayed for ever."""
+    for name in ("AGAIN_S", "STAND_BY_S"):
+        monkeypatch.setattr(feed, name, 0.01)
+    async with stage.running() as made:
+        await until(lambda: stage.kept.rows)
+        good, duty = made.applied, True
+
+        def gone(origin: Any) -> dict[int, int]:
+            raise LookupError("no such log")
+
+        made.on_duty, made.applied = (lambda: duty), gone
+        await until(lambda: "no such log" in made.problem)
+        made.applied = good
+        await until(lambda: not made.problem)
+        made.applied = gone
+        await until(lambda: "no such log" in made.problem)
+        duty = False
+        await until(lambda: not made.problem)
+    assert stage.server.tried == 0
+
+
+async def test_a_receivers_cookies_are_not_kept(stage: Stage):
+    """One with a new name in each answer would make the requests longer without end."""
+    stage.server.cookies = True
+    stage.server.url = stage.server.url.replace(
+        "127.0.0.1", "localhost"
+    )  # no cookies are of addresses
+    async with stage.running() as made:
+        await until(lambda: stage.kept.rows)
+        for cid in range(1, 4):
+            await stage.say(cid, cid)
+            await until(lambda: stage.server.contents()[-1:] == [cid])  # noqa: B023
+    assert made.problem == "" and stage.server.shown == []
 
 
 async def test_a_secret_that_is_missing_sends_nothing_until_it_is_there(stage: Stage):
