@@ -12,8 +12,9 @@ from imcore import roles
 from imcore.region.model import S3, Etcd, Idc, Kafka, MirrorMaker2, Region, Shard
 from imcore.region.problem import Loc, Problem, dotted
 
-# Names of certificates that are not IDCs.
-RESERVED = (*roles.NAMES, "linkproxy")
+# Names of certificates that are not IDCs, and of `imctl`'s own audit log, whose anchor an operator
+# may write.
+RESERVED = (*roles.NAMES, "linkproxy", "ca", "imctl")
 S3_BYTES_MAX = 5 << 30  # of what is sent as one object
 
 

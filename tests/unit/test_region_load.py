@@ -64,6 +64,8 @@ def test_the_shipped_regions_are_valid(path: Path) -> None:
         ("name: sin", "name: fra", "spec.idcs[2].name", "the name of spec.idcs[0]"),
         ("name: sin", "name: viewer", "spec.idcs[2].name", "a name of its own"),
         ("name: sin", "name: admin", "spec.idcs[2].name", "a name of its own"),
+        ("name: sin", "name: ca", "spec.idcs[2].name", "a name of its own"),
+        ("name: sin", "name: imctl", "spec.idcs[2].name", "a name of its own"),
         ("[iad, sin], delay", "[iad, iad], delay", "spec.links[2].between", "two different"),
         ("[iad, sin], delay", "[sin, fra], delay", "spec.links[2].between", "one link for each"),
         ("[iad, sin], delay", "[iad, x], delay", "spec.links[2].between[1]", "one of fra, iad"),
