@@ -63,6 +63,8 @@ class Intake(asyncio.Transport, asyncio.Protocol):
             self._turn()
 
     def data_received(self, data: bytes) -> None:
+        if self._closing:  # QUIC goes on bringing until the peer has taken the goodbye
+            return
         self._held = self._held + data if self._held else data
         if self._next is None and not self._in_turn:
             self._turn()

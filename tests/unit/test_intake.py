@@ -168,6 +168,28 @@ async def test_nothing_comes_after_it_was_closed() -> None:
     assert len(rig.above.steps) == 1 and rig.below.aborted
 
 
+async def test_what_comes_while_it_closes_costs_no_turn_and_no_memory() -> None:
+    rig = Rig(0.0)
+    rig.intake.close()  # gracefully: by QUIC, until the peer has all that was written
+    for _ in range(3):
+        rig.intake.data_received(DATA)
+        assert not rig.intake.held() and rig.intake._next is None
+    await turns(3)
+    assert not rig.above.steps
+
+
+async def test_what_comes_of_a_step_that_closes_it_is_not_kept() -> None:
+    rig = Rig(0.0)
+
+    def closes(data: bytes) -> None:
+        rig.intake.close()
+        rig.intake.data_received(DATA)  # TLS hands over what it has read when it is closed
+
+    rig.above.data_received = closes  # type: ignore[method-assign]
+    rig.intake.data_received(DATA)
+    assert not rig.intake.held() and rig.intake._next is None
+
+
 async def test_a_protocol_that_fails_in_a_later_turn_is_cut() -> None:
     told: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
