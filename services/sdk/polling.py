@@ -16,6 +16,7 @@ from collections.abc import Coroutine
 import aiohttp
 
 from imcore import frame
+from services.sdk.core.reconnect import RETRY_AFTER_MAX_MS
 from services.sdk.transport import DialFailed, OnClosed, OnFrame, Wire
 
 WAIT_MS = 10_000  # of one request: answers to heartbeats mostly end it sooner
@@ -70,7 +71,7 @@ class PolledWire:
         preface = frame.client_preface()
         ident, again_s = await self._post("open", preface, timeout_s)
         if again_s is not None:
-            raise DialFailed("refused", f"{self._url}: no room")
+            raise DialFailed("overloaded", f"{self._url}: no room", round(again_s * 1000))
         if len(ident) != _ID_BYTES:
             raise DialFailed("protocol", f"{self._url}: not a gateway's answer")
         self._ident, self._arrived = ident, len(preface)
@@ -171,18 +172,19 @@ class PolledWire:
             try:
                 answer, again_s = await self._post(what, body, wait_s + REQUEST_S)
             except DialFailed as error:
-                raise _Over(error.reason if not self.ready.done() else "lost") from error
+                reason = error.reason if not self.ready.done() else "lost"
+                raise _Over(reason) from error
             except TimeoutError:
                 again_s = 0.0
             else:
                 if again_s is None:
                     return answer
             since = since or self._loop.time()
-            if self._loop.time() - since > GIVE_UP_S:
+            pause_s = max(AGAIN_S[min(failures, len(AGAIN_S) - 1)], again_s)
+            if self._loop.time() + pause_s - since > GIVE_UP_S:
                 raise _Over("lost")
-            pause_s = AGAIN_S[min(failures, len(AGAIN_S) - 1)]
             failures += 1
-            await asyncio.sleep(max(pause_s, again_s))
+            await asyncio.sleep(pause_s)
 
     async def _post(self, what: str, body: bytes, timeout_s: float) -> tuple[bytes, float | None]:
         """The answer, and None; or nothing, and after how many seconds to ask again. Raises
@@ -194,14 +196,21 @@ class PolledWire:
                     if response.status == 200:
                         return await response.read(), None
                     if response.status in (429, 503):
-                        return b"", float(response.headers.get("Retry-After") or 1)
-                    reason = "lost" if response.status == 410 else "protocol"
-                    raise DialFailed(reason, f"{url}: HTTP {response.status}")
+                        return b"", _again_s(response.headers.get("Retry-After", ""))
+                    if response.status == 410:
+                        raise DialFailed("lost", f"{url}: HTTP 410")
+                    raise DialFailed("protocol", f"{url}: HTTP {response.status}")
         except (aiohttp.ClientError, OSError) as error:
             cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
             if what == "open" or isinstance(cause, ConnectionRefusedError):  # nobody is there
                 raise DialFailed("refused", f"{self._url}: {error}") from error
             return b"", 0.0
+
+
+def _again_s(said: str) -> float:
+    """A gateway says seconds. A proxy on the way may say a date: a second will do."""
+    seconds = int(said) if said.isascii() and said.isdigit() and len(said) < 10 else 1
+    return min(seconds, RETRY_AFTER_MAX_MS / 1000)
 
 
 class PollingDialer:

@@ -71,7 +71,7 @@ class Session:
                 gateway.host, gateway.port, timeout_s, self._frame, self._closed
             )
         except DialFailed as error:
-            raise SessionLost(Lost(error.reason)) from error
+            raise SessionLost(Lost(error.reason, 0, error.retry_after_ms)) from error
         self.took_s = self._clock.now() - began
 
     async def connect(self, connect: pb.Connect, timeout_s: float) -> pb.ConnectOk:

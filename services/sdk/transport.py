@@ -19,11 +19,13 @@ OnClosed = Callable[[str], None]  # a reason: lost or protocol
 
 
 class DialFailed(Exception):
-    """``reason``: refused, timeout, protocol, lost, or mute: connected, and then not a word."""
+    """``reason``: refused, timeout, protocol, lost, overloaded, or mute: connected, and then not a
+    word. ``retry_after_ms``: when to come again, where that was said; else 0."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, retry_after_ms: int = 0) -> None:
         super().__init__(message)
         self.reason = reason
+        self.retry_after_ms = retry_after_ms
 
 
 class Wire(Protocol):

@@ -13,15 +13,18 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import RawTestServer
 
 from imcore import frame
 from imcore.attest import RegionKeys
 from imcore.proto import client_pb2 as pb
 from imcore.runtime import ManualClock
 from services.gateway.config import GatewayConfig
-from services.gateway.polling import UP_BYTES_MAX
+from services.gateway.polling import UP_BYTES_MAX, _Refused
 from services.linkproxy.model import LinkSpec
 from services.linkproxy.proxy import LinkProxy
+from services.sdk import polling
 from services.sdk.polling import PollingDialer
 from services.sdk.testing.app import eventually
 from services.sdk.transport import DialFailed, Wire
@@ -151,8 +154,10 @@ async def test_one_that_does_not_sign_in_is_closed():
 async def test_so_many_are_polled_and_no_more(front: Front, ann: Poller):
     other = Poller()
     await other.dial(front.gateways[0].port)
-    with pytest.raises(DialFailed, match="no room"):
+    with pytest.raises(DialFailed, match="no room") as failed:
         await Poller().dial(front.gateways[0].port)
+    # It has answered, and has said when to come again.
+    assert failed.value.reason == "overloaded" and failed.value.retry_after_ms == 1_000
     await front.connect("bob")  # the others have their own limit
     other.wire.close()
     await eventually(lambda: len(front.gateways[0].polling) == 1)
@@ -161,6 +166,39 @@ async def test_so_many_are_polled_and_no_more(front: Front, ann: Poller):
 async def test_a_gateway_that_stops_says_so(front: Front, ann: Poller):
     await front.gateways[0].stop()
     await eventually(lambda: ann.told == ["shutdown"] and bool(ann.closed))
+
+
+@pytest.mark.parametrize(
+    ("said", "wait_ms"),
+    [
+        ("7", 7_000),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 1_000),  # as a proxy on the way may say it
+        ("inf", 1_000),
+        ("-5", 1_000),
+        ("999999999", 600_000),
+        (None, 1_000),
+    ],
+)
+async def test_whatever_a_proxy_says_of_when_to_come_again_is_a_time(said, wait_ms):
+    async def busy(_: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(status=503, headers={"Retry-After": said} if said else {})
+
+    async with RawTestServer(busy) as server:
+        with pytest.raises(DialFailed) as failed:
+            await Poller().dial(int(server.port or 0))
+    assert (failed.value.reason, failed.value.retry_after_ms) == ("overloaded", wait_ms)
+
+
+async def test_one_that_is_put_off_for_long_is_given_up(front: Front, ann: Poller, monkeypatch):
+    monkeypatch.setattr(polling, "GIVE_UP_S", 1.0)
+
+    async def busy(carrier: Any, body: bytes) -> bytes:
+        raise _Refused(503, 3_600_000)
+
+    front.gateways[0].polling._paths["/poll/up"] = busy
+    ann.ask(2, pb.Request(heartbeat=pb.Heartbeat()))
+    await eventually(lambda: ann.closed == ["lost"])
+    front.gateways[0].polling._open.clear()
 
 
 # ------------------------------------------------------------------------------ bare requests
