@@ -32,12 +32,17 @@ _HEAD_DOWN = struct.Struct(f">{_ID_BYTES}sQI")
 _OFFSET = struct.Struct(">Q")
 
 
-class _Over(Exception):
-    """The gateway has no such connection any more, or could not be reached for long."""
+class _Gone(DialFailed):
+    """The gateway has no such connection any more."""
 
-    def __init__(self, reason: str) -> None:
+
+class _Over(Exception):
+    """The gateway has no such connection any more (``gone``), or could not be reached for long."""
+
+    def __init__(self, reason: str, gone: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.gone = gone
 
 
 class PolledWire:
@@ -130,7 +135,14 @@ class PolledWire:
             self._to_send.clear()
             while self._sent:
                 head = _HEAD_UP.pack(self._ident, self._arrived)
-                answer = await self._ask("up", head + bytes(self._sent[:BYTES_MAX]), 0.0)
+                try:
+                    answer = await self._ask("up", head + bytes(self._sent[:BYTES_MAX]), 0.0)
+                except _Over as over:
+                    if not over.gone:
+                        raise
+                    # Its last word, which may forbid to come back, is the other lane's to fetch.
+                    await asyncio.wait(self._tasks[:1])
+                    return
                 arrived = _OFFSET.unpack(answer)[0]
                 if not self._arrived <= arrived <= self._arrived + len(self._sent):
                     raise ValueError("an offset that was never sent")
@@ -173,7 +185,7 @@ class PolledWire:
                 answer, again_s = await self._post(what, body, wait_s + REQUEST_S)
             except DialFailed as error:
                 reason = error.reason if not self.ready.done() else "lost"
-                raise _Over(reason) from error
+                raise _Over(reason, isinstance(error, _Gone)) from error
             except TimeoutError:
                 again_s = 0.0
             else:
@@ -198,7 +210,7 @@ class PolledWire:
                     if response.status in (429, 503):
                         return b"", _again_s(response.headers.get("Retry-After", ""))
                     if response.status == 410:
-                        raise DialFailed("lost", f"{url}: HTTP 410")
+                        raise _Gone("lost", f"{url}: HTTP 410")
                     raise DialFailed("protocol", f"{url}: HTTP {response.status}")
         except (aiohttp.ClientError, OSError) as error:
             cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error

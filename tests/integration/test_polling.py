@@ -143,6 +143,24 @@ async def test_a_poller_is_told_why_it_must_go(front: Front, ann: Poller):
     await eventually(lambda: ann.told == ["replaced"] and ann.closed == ["lost"])
 
 
+async def test_what_it_brings_too_late_does_not_keep_it_from_hearing_why(front: Front, ann: Poller):
+    [gateway] = front.gateways
+    down = gateway.polling._paths["/poll/down"]
+
+    async def slowly(carrier: Any, body: bytes) -> bytes:
+        answer = await down(carrier, body)
+        await asyncio.sleep(0.3)
+        return answer
+
+    gateway.polling._paths["/poll/down"] = slowly
+    ann.ask(2, pb.Request(heartbeat=pb.Heartbeat()))
+    await eventually(lambda: 2 in ann.answers)
+    await front.connect("ann", 2)
+    ann.ask(3, pb.Request(heartbeat=pb.Heartbeat()))  # there is nobody for it any more
+    await eventually(lambda: ann.closed == ["lost"])
+    assert ann.told == ["replaced"]  # or it would come back, and the two would fight
+
+
 async def test_one_that_does_not_sign_in_is_closed():
     async with Front(KEYS, limits=GatewayConfig(first_frame_ms=400)) as front:
         stranger = Poller()
