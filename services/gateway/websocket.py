@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from services.gateway.server import Gateway
 
 ASKS = b"GET "
-MESSAGE_BYTES_MAX = 64 * 1024
+MESSAGE_BYTES_MAX = 64 * 1024  # either way
 _PROTOCOL_ERROR = 1002
 
 _log = logging.getLogger("im.gateway.websocket")
@@ -93,7 +93,8 @@ class WebSocket(asyncio.Transport, asyncio.Protocol):
 
     def write(self, data: Any) -> None:
         if self._rules.state is State.OPEN:
-            self._rules.send_binary(data)
+            for start in range(0, len(data), MESSAGE_BYTES_MAX):
+                self._rules.send_binary(data[start : start + MESSAGE_BYTES_MAX])
             self._send_out()
 
     def close(self) -> None:

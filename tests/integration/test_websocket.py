@@ -28,6 +28,7 @@ class Browser:
         self._decoder = frame.FrameDecoder()
         self._preface = b""
         self._heard: list[frame.Frame] = []
+        self.largest = 0  # message
 
     async def say(self, data: bytes, cut: int = 1 << 20) -> None:
         for start in range(0, len(data), cut):
@@ -36,6 +37,7 @@ class Browser:
     async def hear(self) -> frame.Frame:
         while not self._heard:
             data = await self.socket.receive_bytes(timeout=5)
+            self.largest = max(self.largest, len(data))
             if len(self._preface) < frame.SERVER_PREFACE_BYTES:
                 self._preface += data
                 data = self._preface[frame.SERVER_PREFACE_BYTES :]
@@ -74,6 +76,18 @@ async def test_a_page_connects_sends_and_is_pushed_to(front: Front, page: Browse
     assert answers == {0, 2}  # its own push, and the ack
     pushed = await bob.event("push")
     assert pushed.push.entries[0].message.content == content
+
+
+async def test_no_message_to_a_page_is_larger_than_the_protocol_says(front: Front, page: Browser):
+    await page.say(frame.client_preface() + request(1, front.hello("ann")))
+    await page.hear()
+    for _ in range(2):
+        front.im.store(CHAT, b"x" * 100_000)
+    pull = pb.Request(pull=pb.Pull(conversation=CHAT))
+    await page.say(request(2, pull))
+    answer = pb.Response.FromString((await page.hear()).body)
+    assert [len(entry.message.content) for entry in answer.pull_ok.entries] == [100_000] * 2
+    assert 1_400 < page.largest <= websocket.MESSAGE_BYTES_MAX
 
 
 async def test_a_page_is_told_why_it_must_go(front: Front, page: Browser):
