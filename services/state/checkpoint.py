@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,22 +24,37 @@ log = logging.getLogger("im.state")
 _CHUNK = 100  # sessions written down between two turns of the loop
 
 
-async def save(path: Path, records: Sequence[Record]) -> None:
-    """Atomic: a crash leaves the former file or the new one. A full disk is only logged."""
-    data = [json.dumps({"format": 1, "sessions": len(records)}).encode()]
-    for start in range(0, len(records), _CHUNK):
-        data += [line(record) for record in records[start : start + _CHUNK]]
-        await asyncio.sleep(0)
-    try:
-        await asyncio.to_thread(_write, path, b"\n".join(data))
-    except OSError as error:
-        log.warning("the session checkpoint was not written: %s", error)
+class Checkpoint:
+    """The file at ``path``. A save may be cut short by a restart or the end, whose own comes while
+    the first is still being written: of two, that which was begun later stands."""
 
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writing = threading.Lock()
+        self._begun = 0
+        self._written = 0
 
-def _write(path: Path, data: bytes) -> None:
-    fresh = path.with_suffix(".new")
-    fresh.write_bytes(data)
-    os.replace(fresh, path)
+    async def save(self, records: Sequence[Record]) -> None:
+        """Atomic: a crash leaves the former file or the new one. A full disk is only logged."""
+        self._begun += 1
+        number = self._begun
+        data = [json.dumps({"format": 1, "sessions": len(records)}).encode()]
+        for start in range(0, len(records), _CHUNK):
+            data += [line(record) for record in records[start : start + _CHUNK]]
+            await asyncio.sleep(0)
+        try:
+            await asyncio.to_thread(self._write, number, b"\n".join(data))
+        except OSError as error:
+            log.warning("the session checkpoint was not written: %s", error)
+
+    def _write(self, number: int, data: bytes) -> None:
+        with self._writing:
+            if number < self._written:
+                return
+            fresh = self._path.with_suffix(".new")
+            fresh.write_bytes(data)
+            os.replace(fresh, self._path)
+            self._written = number
 
 
 def line(record: Record) -> bytes:

@@ -29,6 +29,7 @@ from services.metrics.verbs import Verbs
 from services.ports import Im, NoRisk, Risk, Session
 from services.state import checkpoint
 from services.state.admission import Admission, goes_on
+from services.state.checkpoint import Checkpoint
 from services.state.delay import SAMPLE_S, watch_delay
 from services.state.latency import Acks
 from services.state.outgoing import TICK_S, Outgoing
@@ -84,6 +85,7 @@ class StateServer(Outgoing):
         self.patience_s = _PATIENCE * parameters.heartbeat_ms / 1000
         self._policy_epoch = policy_epoch
         self._checkpoint_path = checkpoint_path
+        self._checkpoint = Checkpoint(checkpoint_path) if checkpoint_path is not None else None
         self.im: Im
         self.origin: Origin
         self._opening: dict[Address, _Opening] = {}
@@ -538,5 +540,5 @@ class StateServer(Outgoing):
             self._over(record)
 
     async def write_checkpoint(self) -> None:
-        if self._checkpoint_path is not None:
-            await checkpoint.save(self._checkpoint_path, list(self._table))
+        if self._checkpoint is not None:
+            await self._checkpoint.save(list(self._table))

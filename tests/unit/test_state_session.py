@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import threading
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -213,12 +216,35 @@ async def test_a_checkpoint_brings_sessions_back(tmp_path):
     session.unpacks = True
     session.owe("d:ann:bob", {FRA: 3, IAD: 1}, 5.0)
     path = tmp_path / "sessions"
-    await checkpoint.save(path, [session, record(uid="bob")])
+    await checkpoint.Checkpoint(path).save([session, record(uid="bob")])
     back, bob = checkpoint.load(path, 100.0)
     assert (back.id, back.connection_epoch, back.shard) == ("s-ann-phone", 7, "europe")
     assert back.lsns == {2: 40} and back.seen_hlc == 99 and not back.connected
     assert back.owed["d:ann:bob"].heads == {FRA: 3, IAD: 1}
     assert (back.unpacks, bob.unpacks) == (True, False)
+
+
+async def test_a_checkpoint_that_was_begun_later_stands(tmp_path: Path, monkeypatch):
+    path, write = tmp_path / "sessions.json", Path.write_bytes
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def slowly(file: Path, data: bytes) -> int:
+        if b"ann" in data:
+            begun.set()
+            goes_on.wait(5)
+        return write(file, data)
+
+    monkeypatch.setattr(Path, "write_bytes", slowly)
+    kept = checkpoint.Checkpoint(path)
+    every_5_s = asyncio.create_task(kept.save([record(uid="ann")]))
+    await asyncio.to_thread(begun.wait, 5)
+    every_5_s.cancel()  # the process restarts: nobody waits for that one any more
+    last = asyncio.create_task(kept.save([record(uid="bob")]))
+    await asyncio.wait([last], timeout=0.2)
+    goes_on.set()
+    await last
+    await asyncio.get_running_loop().shutdown_default_executor()
+    assert [one.uid for one in checkpoint.load(path, 0.0)] == ["bob"]
 
 
 @given(data=st.data())
