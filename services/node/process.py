@@ -19,6 +19,7 @@ from services.node.config import NodeConfig, load
 from services.node.front import FrontNode
 from services.node.ipconf import IpconfNode
 from services.node.node import Node
+from services.node.open_files import raise_limit
 from services.node.roles import Roles, parse_roles
 from services.node.route import RouteNode
 
@@ -154,6 +155,7 @@ def main() -> int:
         handover = taken()
         if handover is not None and config.roles is not Roles.FRONT:
             raise BadInput(f"{VARIABLE}: only a process with --roles gateway,state takes over")
+        raise_limit()
         config.audit_file.parent.mkdir(parents=True, exist_ok=True)
         with (
             auditfile.kept(config.audit_file, config.audit_writer),
