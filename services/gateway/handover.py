@@ -35,7 +35,8 @@ class Standing(NamedTuple):
 @dataclass(slots=True)
 class Handover:
     """``since``: the token of im's sync up to which its sessions were told everything.
-    ``restarts``: how many predecessors this gateway had."""
+    ``restarts``: how many predecessors this gateway had. ``ended``: sessions that are over, each as
+    its core is to be told, since nobody else would tell it."""
 
     gateway: str
     origin: str
@@ -43,6 +44,7 @@ class Handover:
     restarts: int
     listeners: list[int]
     standing: list[Standing] = field(default_factory=list)
+    ended: list[bytes] = field(default_factory=list)
 
     def keep(self) -> None:
         """For the program that this process becomes next: every descriptor outlives the exec."""
@@ -57,6 +59,7 @@ class Handover:
                 [one.fd, one.number, one.session, _text(one.unread), one.quiet_ms]
                 for one in self.standing
             ],
+            "ended": [_text(one) for one in self.ended],  # a successor may be too old to look
         }
         kept = os.memfd_create("imctl-handover", 0)
         with os.fdopen(os.dup(kept), "wb") as file:
@@ -90,6 +93,7 @@ def taken() -> Handover | None:
             )
             for fd, number, session, unread, *quiet_ms in document["standing"]
         ],
+        [base64.b64decode(one) for one in document.get("ended", ())],  # of an older one: none
     )
     for fd in (*found.listeners, *(one.fd for one in found.standing)):
         os.set_inheritable(fd, False)

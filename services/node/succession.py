@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from imcore.errors import ImError
 from imcore.listener import Listener
+from imcore.proto import front_pb2 as front
 from imcore.words import parse_origin
 from services.gateway.handover import Handover, Standing
 from services.gateway.server import Gateway
@@ -110,7 +111,8 @@ async def hand_over(
     await state.write_checkpoint()
     listeners = [os.dup(each.fileno()) for each in listening]
     standing = gateway.hand_on(session_of)
-    return Handover(gateway.name, str(link.origin), since, restarts, listeners, standing)
+    ended = [one.SerializeToString() for one in link.ended()]
+    return Handover(gateway.name, str(link.origin), since, restarts, listeners, standing, ended)
 
 
 async def within(seconds: float, done: Callable[[], bool]) -> None:
@@ -151,5 +153,6 @@ async def go_on(handover: Handover, gateway: Gateway, state: StateServer, link: 
         if await gateway.adopt(standing, joined):
             stood += 1
             state.overflowed(gateway.name, standing.number)  # `replicated` may have come meanwhile
+    link.ended_before([front.Caller.FromString(one) for one in handover.ended])
     link.catch_up_from(handover.since)
     log.info("%d of %d connections stand after a restart", stood, len(handover.standing))

@@ -141,11 +141,7 @@ class CoreLink:
         pipe.put(front.Up(hello=self.hello))
         self.tell_standing()
         self._taken = 0
-        for session, ended_at in self._over:
-            gone = _caller(session)
-            # Its end is logged with a later time: whoever reads that reckons back from it.
-            later_ms = round((self._clock.now() - ended_at) * 1000)
-            gone.away_ms = min(gone.away_ms + later_ms, AWAY_MS_MAX)
+        for gone in self.ended():
             pipe.put(front.Up(gone=gone))
         call = stub.Link(up_batches(pipe), wait_for_ready=False)
         loads = asyncio.ensure_future(self._loads())
@@ -336,6 +332,28 @@ class CoreLink:
     def disconnected(self, session: Session) -> None:
         self._over.append((session, self._clock.now()))
         self._pipe.put(front.Up(gone=_caller(session)))
+
+    def ended(self) -> list[front.Caller]:
+        """Sessions that are over, and of which the core has not said that it has folded that."""
+        found = []
+        for session, ended_at in self._over:
+            gone = _caller(session)
+            # Its end is logged with a later time: whoever reads that reckons back from it.
+            later_ms = round((self._clock.now() - ended_at) * 1000)
+            gone.away_ms = min(gone.away_ms + later_ms, AWAY_MS_MAX)
+            found.append(gone)
+        return found
+
+    def ended_before(self, ended: Sequence[front.Caller]) -> None:
+        """Those of a predecessor, whose gateway this goes on with."""
+        for gone in ended:
+            self.disconnected(
+                Session(
+                    gone.id, gone.uid, gone.device, gone.connection_epoch, self.hello.gateway,
+                    gone.connection, gone.pull_only, gone.seen_hlc, gone.kind, gone.away_ms,
+                    gone.since_hlc,
+                )
+            )  # fmt: skip
 
     def _unavailable(self) -> pb.Response:
         return error_pb(self._stamp, Code.UNAVAILABLE, str(_away()), RETRY_MS)

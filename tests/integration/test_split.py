@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ import pytest
 from imcore import pki
 from imcore.attest import RegionKeys
 from imcore.errors import BadInput
+from imcore.listener import Listener
 from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2 as front
 from imcore.proto import front_pb2_grpc as rpc
@@ -30,6 +32,7 @@ from imctl.target.local import pki_names
 from imctl.target.places import free_port
 from imctl.testing.lab import lab_region
 from imctl.testing.onenode import one_idc
+from services.gateway.handover import taken
 from services.im.server import ImServer
 from services.node.authorize import Authorizer
 from services.node.config import load
@@ -39,6 +42,7 @@ from services.node.metrics import Measured
 from services.node.node import Node
 from services.node.roles import Roles, parse_roles
 from services.node.route import RouteNode
+from services.node.succession import go_on, hand_over
 from services.ports import Audience
 from services.sdk import Client, ConnectionChanged, IpconfClient, Message, Missed, Presence
 from services.split import ways
@@ -380,6 +384,32 @@ async def test_a_session_that_ended_while_the_core_was_away_is_over_there_too(co
     await until(lambda: core.fronts.gateways)
     await asyncio.sleep(0.1)
     assert core.im.over == []
+
+
+async def test_a_session_that_ended_before_a_restart_is_over_although_the_core_was_away(
+    core, front_of, monkeypatch
+):
+    here, link = await front_of("one")
+    ann, _ = await here.connect("ann")
+    await core.stop()
+    await until(lambda: core.fronts.gateways == [])
+    ann.send(pb.Request(bye=pb.Bye()))
+    await ann.gone()
+    listener = here.gateways[0]._listener
+    assert isinstance(listener, Listener)
+    handed = await hand_over(here.gateways[0], listener, here.state, link, 1)
+    monkeypatch.setattr(os, "set_inheritable", lambda fd, on: None)
+    handed.keep()
+    handover = taken()
+    assert handover is not None
+    for fd in handover.listeners:
+        os.close(fd)
+    link._over.clear()  # its process is another one now
+    await core.start()
+    there, successor = await front_of("two")
+    await go_on(handover, there.gateways[0], there.state, successor)
+    await until(lambda: [session.uid for session in core.im.over] == ["ann"])
+    await until(lambda: not successor.ended())
 
 
 class Real:
