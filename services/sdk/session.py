@@ -72,6 +72,8 @@ class Session:
             )
         except DialFailed as error:
             raise SessionLost(Lost(error.reason, 0, error.retry_after_ms)) from error
+        if self.ended.done():  # its last word came with its first
+            self._wire.close()
         self.took_s = self._clock.now() - began
 
     async def connect(self, connect: pb.Connect, timeout_s: float) -> pb.ConnectOk:

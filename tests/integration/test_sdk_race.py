@@ -17,13 +17,20 @@ from pathlib import Path
 
 import pytest
 
+from imcore import frame
+from imcore.proto import client_pb2 as pb
+from imcore.runtime import SystemClock
 from imcore.tls import client_ssl_context, gateway_ssl_context
 from imctl.loop import new_event_loop
 from services.linkproxy.model import LinkSpec
 from services.linkproxy.proxy import LinkProxy
+from services.sdk.core.reconnect import Lost
+from services.sdk.core.seen import Seen
+from services.sdk.ipconf import Gateway
+from services.sdk.session import Session, SessionLost
 from services.sdk.testing.app import App, eventually
 from services.sdk.testing.scripted import Region
-from services.sdk.transport import StreamWire, TlsDialer, Wire
+from services.sdk.transport import PlaintextDialer, StreamWire, TlsDialer, Wire
 
 PARAMETERS = {"connect_timeout_ms": 3_000, "backoff_base_ms": 5, "backoff_max_ms": 40}
 
@@ -181,3 +188,28 @@ def gateway_of_its_own(tls: ssl.SSLContext) -> Iterator[int]:
     finally:
         loop.call_soon_threadsafe(over.set)
         thread.join()
+
+
+async def test_who_is_turned_away_while_he_dials_leaves_no_connection_open():
+    left = asyncio.Event()
+
+    async def full(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        event = pb.Event()
+        event.close.reason, event.close.retry_after_ms = "overloaded", 700
+        said = frame.encode(frame.EVENT, 0, event.SerializeToString())
+        writer.write(frame.server_preface(1) + said)
+        await reader.read()  # whatever ends it on this side gets lost on the way
+        left.set()
+        writer.close()
+
+    server = await asyncio.start_server(full, "127.0.0.1", 0)
+    gateway = Gateway("fra", "fra-gw-1", *server.sockets[0].getsockname()[:2])
+    session = Session(gateway, Seen(), SystemClock(), lambda *_: None)
+    await session.dial(PlaintextDialer(), 5.0)
+    with pytest.raises(SessionLost) as error:
+        await session.connect(pb.Connect(), 5.0)
+    assert error.value.lost == Lost("overloaded", 0, 700)
+    session.close()
+    async with asyncio.timeout(5):
+        await left.wait()
+    server.close()
