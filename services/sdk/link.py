@@ -228,6 +228,9 @@ class Link:
             self.slowest = Slowest()
         if (kind, name) != self._network:
             self._patience = Patience()
+            self._degrade.changed_network(self._clock.now())
+            if self._degrade.polling:
+                self._wake.set()
         self._lookup = self._lookup._replace(network=kind)
         self._network = (kind, name)
         if self.session is not None:

@@ -123,6 +123,15 @@ async def test_it_polls_when_connections_are_cut_and_comes_back_by_itself(
         await eventually(lambda: not bob.client.state.polling and not len(way.polling))
 
 
+async def test_it_does_not_go_on_polling_in_another_network(region, way, ca_file):
+    way.cut_after(300)
+    async with App(region, ca_file, "ann") as ann:
+        await eventually(lambda: ann.client.state.polling, 20.0)
+        way.cut_after(0)
+        ann.client.network("wifi", "at home")  # a minute before it would be tried in the other one
+        await eventually(lambda: not ann.client.state.polling)
+
+
 async def test_a_service_that_knows_no_polling_is_not_asked_for_ever(region, way, ca_file):
     way.polling._paths.clear()  # every request is answered with 404
     way.cut_after(150)

@@ -44,6 +44,20 @@ def test_it_goes_back_later_and_later_while_connections_are_cut():
     assert not machine.polling  # the proxy is gone
 
 
+def test_another_network_is_tried_at_once_and_has_all_its_cuts():
+    machine = after(*[Lost("dead", 3_000)] * CUTS)
+    for _ in range(20):
+        machine.still_no_way(1_000.0)
+    machine.changed_network(1_100.0)
+    assert machine.polling and machine.back_at == 1_100.0
+    machine.still_no_way(1_100.0)
+    assert machine.back_at == 1_100.0 + BACK_S
+    other = after(*[Lost("lost", 3_000)] * (CUTS - 1))
+    other.changed_network(200.0)
+    other.ended(False, Lost("lost", 3_000), 210.0)
+    assert not other.polling
+
+
 def test_polling_that_cannot_be_had_is_left():
     machine = after(*[Lost("lost", 3_000)] * CUTS)
     machine.ended(True, Lost("lost", 8_000), 110.0)

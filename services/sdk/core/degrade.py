@@ -46,6 +46,10 @@ class Degrade:
         """A long connection was tried beside the polled one, in vain."""
         self._later(now)
 
+    def changed_network(self, now: float) -> None:
+        """What another network did to connections says nothing of this one."""
+        self._cuts, self._wait_s, self.back_at = 0, BACK_S, now
+
     def _later(self, now: float) -> None:
         self.back_at = now + self._wait_s
         self._wait_s = min(2 * self._wait_s, BACK_MAX_S)
