@@ -35,6 +35,7 @@ from services.sim.faults import Faults
 from services.sim.inside import DeadRoutes, lost_logs, mirrored_on, unfollowed, wrong_about_clocks
 from services.sim.loop import Stuck
 from services.sim.operating import Operator, settled
+from services.sim.referring import Referring
 from services.sim.region import COUNTRIES, Layout
 from services.sim.relations import Relations
 from services.sim.ruling import Ruling
@@ -138,7 +139,8 @@ class _Run:
         layout = world.layout
         countries = {idc: COUNTRIES[idc] for idc in layout.idcs}
         population = make_population(USERS, countries, rng, layout.country_of)
-        self._load = Load(population, world.connect, self.recorder, world.clock, rng)
+        self._referring = Referring(world)
+        self._load = Load(population, self._referring.connect, self.recorder, world.clock, rng)
         self._addresses = {
             idc: next(each.address for each in population.clients if each.home == idc)
             for idc in layout.idcs
@@ -173,6 +175,7 @@ class _Run:
         outcome.doings = sum((each.counts for each in self._busy), Counter())
         outcome.violated += self._world.failures
         outcome.violated += self._asking.wrong
+        outcome.violated += self._referring.wrong
         outcome.violated += self._truth.safety.found
         report = check_events(self._history)
         outcome.verdict = report.sentence()

@@ -43,11 +43,9 @@ from services.sdk import (
     ConnectionChanged,
     Event,
     IpconfClient,
-    Message,
     NotConnected,
     Options,
 )
-from services.sdk.core.view import parse_key
 from services.sdk.store import SqliteStore
 from services.sdk.transport import PlaintextDialer
 from services.sim.disk import SimDisk
@@ -59,8 +57,6 @@ from services.witness.witness import Witness
 
 EPOCH_MS = 1_800_000_000_000
 DURABLE = 0.3  # of the devices: so many keep their outbox in a file
-REPLIES = 0.15  # of the messages: so many answer the last one, and name its sender
-STICKERS = 0.05
 RESTART_S = 1.0  # until a process that ended by itself is started again
 ROUTES_ABOVE = 50  # the port of the peer endpoint
 LOOK_S = 0.2  # nothing computes for long here, so the loop is late only once a pause ends
@@ -585,7 +581,6 @@ class World:
                 rng=rng, dialer=PlaintextDialer(), encryption_key=encryption_key,
             )  # fmt: skip
             client.on(self._note)
-            client.on(self._judge)
             return client, SimSession.session_of(client, ipconf, listener)
 
         return SimSession(self, owner, *owner.context.run(make), store)
@@ -601,20 +596,6 @@ class World:
         owner = OWNER.get()
         if isinstance(event, ConnectionChanged) and owner is not None:
             self.trace.add(f"{owner.name} is at {event.gateway or 'no gateway'}")
-
-    def _judge(self, event: Event) -> None:
-        """A message refers to what its sender let it refer to (``SimSession.send``)."""
-        if isinstance(event, Message) and not (
-            event.sticker in ("", sticker_of(event.uid))
-            and bool(event.reply) == bool(event.mentions)
-            and (not event.reply or parse_key(event.reply).conversation == event.conversation)
-        ):
-            self.failures.append(f"refs: {event.key} came to be {event}")
-
-
-def sticker_of(uid: str) -> str:
-    """That this user's messages are sent with at times."""
-    return f"of-{uid}"
 
 
 class SimSession:
@@ -633,7 +614,8 @@ class SimSession:
         self.client = client
         self._session = session
         self._store = store
-        self._rng = random.Random(f"refs {world.seed} {owner.name}")
+        # What the next message of a conversation refers to, as `send` of the SDK takes it.
+        self.refers: Callable[[str], Mapping[str, Any]] = lambda conversation: {}
         self._opened = False
         self._calls: dict[asyncio.Future[Any], None] = {}
 
@@ -727,13 +709,7 @@ class SimSession:
         return cast(Sequence[str], await self.there(self._session.members(conversation)))
 
     async def send(self, conversation: str, content: bytes) -> Acked:
-        """Some answer what was shown last, and name its sender; some have a sticker."""
-        refs: dict[str, Any] = {}
-        what = self._rng.random()
-        if what < REPLIES and (shown := self.client.view(conversation)):
-            refs = {"reply": shown[-1].key, "mentions": (shown[-1].uid,)}
-        elif what > 1 - STICKERS:
-            refs = {"sticker": sticker_of(self.client.uid)}
+        refs = self.refers(conversation)
         return cast(Acked, await self.there(self._session.send(conversation, content, **refs)))
 
     async def read_up_to(self, conversation: str, key: str) -> None:
