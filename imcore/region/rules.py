@@ -21,7 +21,7 @@ S3_BYTES_MAX = 5 << 30  # of what is sent as one object
 def check(region: Region) -> list[Problem]:
     checks = (
         _names, _ports, _witness, _links, _shards, _claims, _networks, _safety, _messages, _media,
-        _engines,
+        _webhooks, _engines,
     )  # fmt: skip
     return [problem for one in checks for problem in one(region)]
 
@@ -117,6 +117,15 @@ def _links(region: Region) -> Iterator[Problem]:
         if low != high and frozenset((low, high)) not in seen:
             do = f"add `- {{between: [{low}, {high}], delay_ms: …}}`"
             yield Problem(("spec", "links"), f"a link between {low} and {high}", "none", do)
+
+
+def _webhooks(region: Region) -> Iterator[Problem]:
+    """By its name an IDC notes how far each has come."""
+    names = [hook.name for hook in region.spec.webhooks]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            loc: Loc = ("spec", "webhooks", index, "name")
+            yield Problem(loc, "a name of its own", f'"{name}" again', "rename it")
 
 
 def _shards(region: Region) -> Iterator[Problem]:

@@ -216,3 +216,11 @@ def test_a_value_that_yaml_itself_cannot_read_is_told_on_its_line(text: str, val
     assert loaded.region is None
     assert any(problem.startswith(f"region.yaml:{line}: expected ") for problem in loaded.problems)
     assert all(len(problem) < 300 for problem in loaded.problems)
+
+
+def test_two_webhooks_have_two_names() -> None:
+    """They would share one note of how far they have come, and what one is owed be skipped."""
+    hook = "{name: push, url: 'https://h/', secret_file: /s, events: [message]}"
+    text = THREE.rstrip("\n") + f"\n  webhooks:\n    - {hook}\n    - {hook}\n"
+    [found] = problems(text)
+    assert "spec.webhooks[1].name: expected a name of its own" in found and '"push" again' in found
