@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from imcore.errors import Unavailable
+from imcore.errors import OutcomeUnknown, Unavailable
 from imctl import admin, deployment
 from imctl.options import Data
 from imctl.target.base import Target
@@ -32,12 +32,13 @@ def kick(
 
 
 async def _kick(target: Target, uid: str, device: str) -> None:
-    """By the first IDC that does it: asking twice is harmless. Raises Unavailable, of the last."""
-    failed: Unavailable | None = None
+    """By the first IDC that does it: asking twice is harmless, so one that says nothing is passed
+    over too. Raises Unavailable, OutcomeUnknown: of the last."""
+    failed: Unavailable | OutcomeUnknown | None = None
     for idc in target.region.spec.idcs:
         try:
             return await admin.kick(target, idc.name, uid, device)
-        except Unavailable as error:
+        except (Unavailable, OutcomeUnknown) as error:
             failed = error
     assert failed is not None
     raise failed

@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
-from imcore.errors import BadInput, Refused, Unavailable
+from imcore.errors import BadInput, OutcomeUnknown, Refused, Unavailable
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
+from imcore.region.load import load_region
 from imcore.tls import grpc_channel
 from imctl import admin
+from imctl.commands import users
 from imctl.target.local import Local
 from imctl.testing.onenode import running
 from services.node.node import Node
+
+THREE_IDCS = Path(__file__).resolve().parents[2] / "regions" / "three-idc.yaml"
 
 CLOCK = peer.FaultRequest(clock=peer.ClockFault(offset_ms=600_000))
 DISK = peer.FaultRequest(disk=peer.DiskFault(full=True))
@@ -52,6 +58,26 @@ async def test_an_operator_kicks_a_user_through_imctl(tmp_path: Path) -> None:
         assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
     rows = [json.loads(line) for line in target.audit_file().read_text().splitlines()]
     assert [row["outcome"] for row in rows] == ["done", "refused"]
+
+
+async def test_a_kick_is_asked_of_the_next_idc_where_one_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A paused one takes the call and says nothing; asking twice is harmless."""
+    asked, silent = list[str](), {"fra"}
+
+    async def kick(target: Any, name: str, uid: str, device: str) -> None:
+        asked.append(name)
+        if name in silent:
+            raise OutcomeUnknown(f"{name} did not answer in time")
+
+    monkeypatch.setattr(admin, "kick", kick)
+    target: Any = SimpleNamespace(region=load_region(THREE_IDCS))
+    await users._kick(target, "ann", "")
+    assert asked == ["fra", "iad"]
+    silent |= {"iad", "sin"}
+    with pytest.raises(OutcomeUnknown, match="sin"):
+        await users._kick(target, "ann", "")
 
 
 async def fault(node: Node, caller: str, request: peer.FaultRequest) -> str:
