@@ -174,11 +174,7 @@ def _bring_up(
     output: Format,
 ) -> None:
     """As `imctl up`; goes on where an earlier one was killed."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Failed(f"cannot make {folder}: {error.strerror}") from error
-    with store.driving(folder):
+    with store.starting(folder):
         if target is None:
             target = start.prepare(file, folder)
             target.pin_regions()

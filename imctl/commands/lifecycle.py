@@ -72,15 +72,16 @@ def up(
         raise typer.BadParameter("--routes: expected only with --split")
     folder = folder_of(load_region(file), data)
     clock, beside = SystemClock(), chosen(engines)
-    target = Local.prepare(file, folder, faults, clock, beside, split, standby, routes)
-    store.forget(target.data)  # all of it starts with this file: no rollout is left to finish
-    started = time.monotonic()
-    try:
-        with progress(target) as shown:
-            startup.bring_up(target, shown, wait)
-    except KeyboardInterrupt:
-        tell_interrupted()
-        raise
+    with store.starting(folder):
+        target = Local.prepare(file, folder, faults, clock, beside, split, standby, routes)
+        store.forget(target.data)  # all of it starts with this file: no rollout is left to finish
+        started = time.monotonic()
+        try:
+            with progress(target) as shown:
+                startup.bring_up(target, shown, wait)
+        except KeyboardInterrupt:
+            tell_interrupted()
+            raise
     names = ", ".join(idc.name for idc in target.region.spec.idcs)
     done = "serving" if wait else "starting"
     print(f"{names} {done} after {time.monotonic() - started:.1f} s; data in {target.data}")

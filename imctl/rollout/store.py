@@ -57,26 +57,64 @@ def forget(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+class Driven(Failed):
+    """Another `imctl` is at it."""
+
+
 @contextlib.contextmanager
 def driving(folder: Path) -> Iterator[None]:
-    """Raises Failed while another `imctl` drives."""
-    with (folder / LOCK).open("a") as file:
+    """Raises Driven while another `imctl` drives; Failed for a folder that cannot be written."""
+    try:
+        file = (folder / LOCK).open("a")
+    except OSError as error:
+        raise Failed(f"cannot write in {folder}: {error.strerror}") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise Failed(
+            raise Driven(
                 "another imctl is at work on a rollout here; `imctl rollout status` shows it, "
                 "`imctl rollout pause` stops it"
             ) from error
         yield
 
 
+@contextlib.contextmanager
+def starting(folder: Path) -> Iterator[None]:
+    """As ``driving``, by whoever starts all of a deployment, whose folder may not be there yet: two
+    at once would make two CAs, and take each other's processes for their own. What fails before
+    anything was written leaves no folder."""
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failed(
+            f"cannot write in {folder}: {error.strerror}; choose another folder with --data"
+        ) from error
+    try:
+        with driving(folder):
+            try:
+                yield
+            except BaseException:
+                if new and [path.name for path in folder.iterdir()] == [LOCK]:
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
+                raise
+    except Driven as error:
+        raise Driven(
+            f"another imctl is starting the deployment in {folder}, or changing it; wait until "
+            "that has ended"
+        ) from error
+
+
 def is_driven(folder: Path) -> bool:
     try:
         with driving(folder):
             return False
-    except Failed:
+    except Driven:
         return True
+    except Failed:  # not by somebody who may only read
+        return False
 
 
 def ask_to_pause(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from imctl.target import process, runfile
-from imctl.testing.cli import IMCTL, imctl, ok
+from imctl.testing.cli import IMCTL, begin, imctl, ok
 from imctl.testing.lab import lab_region
 
 pytestmark = pytest.mark.e2e
@@ -122,6 +122,20 @@ def test_an_interrupt_while_it_starts_leaves_nothing(
     assert "Traceback" not in output
     assert running_in(data) == []
     assert not (data / "run.json").exists()
+
+
+def test_of_two_starts_at_once_one_is_refused_and_the_other_serves(
+    region: Path, data: Path
+) -> None:
+    """Each made a CA and took the other's processes for its own: both failed, and the folder's
+    certificates were useless from then on."""
+    both = [begin(data, "up", region, "--data", data) for _ in range(2)]
+    ends = [(*one.communicate(timeout=120), one.returncode) for one in both]
+    assert sorted(status for *_, status in ends) == [0, 1], ends
+    refused = next(error for _, error, status in ends if status == 1)
+    assert refused.startswith("error: another imctl is starting the deployment in "), refused
+    rows = json.loads(ok(data, "status", "-o", "json"))["processes"].values()
+    assert {row["state"] for row in rows} == {"running"}
 
 
 def test_chat_and_moves_of_traffic(region: Path, data: Path) -> None:

@@ -17,6 +17,7 @@ from imcore.errors import BadInput
 from imcore.region.load import load_region
 from imcore.runtime import SystemClock
 from imctl.errors import Failed
+from imctl.rollout import store
 from imctl.target import process, runfile
 from imctl.target.local import LINKPROXY, Local, last_line
 from imctl.target.runfile import RunFile
@@ -234,6 +235,28 @@ def test_wiping_deletes_the_data_and_nothing_else(target: Local) -> None:
     assert not data.exists()
     assert (target.data / "fra" / "node.log").exists()
     target.wipe("fra")  # nothing there: nothing to do
+
+
+def test_a_start_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "var" / "data"
+    with pytest.raises(Failed, match="a port"), store.starting(folder):
+        raise Failed("a port is taken")
+    assert not folder.exists()
+    with store.starting(folder):
+        (folder / "run.json").touch()
+        with pytest.raises(Failed, match="another imctl is starting"), store.starting(folder):
+            pass
+    assert (folder / "run.json").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        says = f"cannot write in {folder}: .*; choose another folder with --data"
+        with pytest.raises(Failed, match=says), store.starting(folder):
+            pass
+        with pytest.raises(Failed, match=f"cannot write in {folder}: "), store.driving(folder):
+            pass
 
 
 def test_the_last_line_of_a_log(tmp_path: Path) -> None:
