@@ -75,6 +75,7 @@ class Local:
         self.data = data
         self.pki = data / "pki"
         self._run = run
+        self._read = run.copy()
         self._places = places
         self._beside = self._look_beside()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
@@ -176,9 +177,15 @@ class Local:
     def look_again(self) -> None:
         """For what another `imctl` has changed meanwhile."""
         now = Local.open(self.data)
-        self.region, self._run, self._places, self._beside = (
-            now.region, now._run, now._places, now._beside,
+        self.region, self._run, self._read, self._places, self._beside = (
+            now.region, now._run, now._read, now._places, now._beside,
         )  # fmt: skip
+
+    def _write_run(self) -> None:
+        """With what other commands have written meanwhile: a unit that one of them has started
+        would be nobody's."""
+        self._run.write_over(self._read, self.data)
+        self._read = self._run.copy()
 
     # ---------------------------------------------------------------------------- starting
 
@@ -328,7 +335,7 @@ class Local:
                 if told.parent == self.data / regions.FOLDER:
                     self._run.regions[name] = told.stem
         if found:
-            self._run.write(self.data)
+            self._write_run()
         self._name_cores()
 
     def _marks(self, name: str) -> list[str]:
@@ -371,7 +378,7 @@ class Local:
         if "--region" in command and name != LINKPROXY and name in self.names():
             told = Path(command[command.index("--region") + 1])
             self._run.regions[name] = told.stem
-        self._run.write(self.data)
+        self._write_run()
 
     def _command(self, name: str) -> list[str]:
         common = ["--pki", str(self.pki)]
@@ -486,7 +493,7 @@ class Local:
         for name in self.names():
             if name != LINKPROXY:
                 self._run.regions.setdefault(name, self.own_region())
-        self._run.write(self.data)
+        self._write_run()
 
     def region_named(self, name: str) -> Region:
         """Raises BadInput."""
@@ -653,7 +660,7 @@ class Local:
         for name, known in self._run.regions.items():
             text = regions.path_of(self.data, known).read_text()
             self._run.regions[name] = regions.keep(self.data, wanted.with_kv(text, kv).encode())
-        self._run.write(self.data)
+        self._write_run()
         self._beside = self._look_beside()
 
     def check_alive(self, names: Sequence[str]) -> None:
@@ -822,6 +829,7 @@ class Local:
     def wipe(self, name: str) -> None:
         """An engine's data alone, or all of an IDC."""
         self._demand_admin("Deleting data")
+        self.find_lost()  # whose data they are must not run
         own = self._known(name) not in self.engine_names()
         engines = self._beside.of(name) if own else self._beside.wiped_with(name)
         for one in dict.fromkeys([*self.ours(name), *(engine.name for engine in engines)]):

@@ -3,8 +3,12 @@ deployment that was half started, or whose `imctl` died, can still be stopped.""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
-from dataclasses import asdict, dataclass, field
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +50,48 @@ class RunFile:
         }
         with replacing(folder / NAME) as new:
             new.write_text(json.dumps(document, indent=1) + "\n")
+
+    def copy(self) -> RunFile:
+        return replace(
+            self,
+            processes=dict(self.processes),
+            regions=dict(self.regions),
+            engines=list(self.engines),
+            tikv_elsewhere=list(self.tikv_elsewhere),
+        )
+
+    def write_over(self, base: RunFile, folder: Path) -> None:
+        """What differs here from ``base``, which was read or written last; the rest as others have
+        written it since, of whom each starts units of its own."""
+        with _alone(folder):
+            now = read(folder)
+            for name in () if now is None else (one.name for one in fields(self)):
+                ours, was, theirs = (getattr(one, name) for one in (self, base, now))
+                if isinstance(ours, dict):
+                    setattr(self, name, _merged(ours, was, theirs))
+                elif ours == was:
+                    setattr(self, name, theirs)
+            self.write(folder)
+
+
+def _merged(
+    ours: Mapping[str, Any], was: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Ours where we have changed it, else theirs."""
+    names = dict.fromkeys([*theirs, *ours])
+    chosen = {n: (ours if ours.get(n) != was.get(n) else theirs) for n in names}
+    return {name: whose[name] for name, whose in chosen.items() if name in whose}
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """For the moment of a write: the kernel takes the lock back from a killed one."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def read(folder: Path) -> RunFile | None:

@@ -259,6 +259,48 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
             pass
 
 
+def test_two_commands_start_a_unit_each_at_once(
+    target: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slower one, which had waited for an engine, wrote the quicker one's process down as the
+    former one: `kill` then said that it was not running, and `wipe` deleted data in use."""
+    other, spawn = Local.open(target.data), Local._spawn
+
+    def other_meanwhile(self: Local, name: str) -> None:
+        monkeypatch.setattr(Local, "_spawn", spawn)
+        other.start(["iad"])
+        spawn(self, name)
+
+    target.start([LINKPROXY])
+    monkeypatch.setattr(Local, "_spawn", other_meanwhile)
+    target.start(["fra"])
+    now = Local.open(target.data)
+    states = {unit.name: unit.state for unit in now.units()}
+    assert states == dict.fromkeys((LINKPROXY, "fra", "iad"), "running")
+    # Not even what an `imctl` did not live to write down.
+    RunFile(now._run.region, True, now._run.link_admin).write(target.data)
+    (target.data / "iad" / "data").mkdir(parents=True, exist_ok=True)
+    with pytest.raises(Failed, match="iad is running"):
+        Local.open(target.data).wipe("iad")
+    assert (target.data / "iad" / "data").exists()
+    other.kill("iad")  # and reaped
+
+
+def test_what_others_wrote_into_the_run_file_is_kept(tmp_path: Path) -> None:
+    one, two, three = (process.Identity(pid, 1, "boot") for pid in (1, 2, 3))
+    base = RunFile("r", False, "a:1", {"fra": one, "iad": one}, ["kafka"], regions={"fra": "x"})
+    base.write(tmp_path)
+    theirs, ours = base.copy(), base.copy()
+    theirs.processes |= {"iad": two, "sin": two}
+    theirs.engines, theirs.regions = ["kafka", "tikv"], {}
+    theirs.write_over(base, tmp_path)
+    ours.processes["fra"] = three
+    ours.write_over(base, tmp_path)
+    assert ours == runfile.read(tmp_path)
+    assert ours.processes == {"fra": three, "iad": two, "sin": two}
+    assert (ours.engines, ours.regions) == (["kafka", "tikv"], {})
+
+
 def test_the_last_line_of_a_log(tmp_path: Path) -> None:
     path = tmp_path / "log"
     assert last_line(path) == ""
