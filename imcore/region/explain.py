@@ -109,6 +109,8 @@ def _got(value: object) -> str:
         return f"a list of {len(value)}"
     if value is None:
         return "nothing"
+    if isinstance(value, bool):  # as in the file
+        return str(value).lower()
     text = f'"{value}"' if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from enum import StrEnum
 from ipaddress import ip_network
-from typing import Annotated, Any, ClassVar, Literal
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    FiniteFloat,
     StringConstraints,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -46,8 +50,26 @@ S3Region = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$")]
 Importable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z0-9_]+$")]
 
 
+def no_boolean(value: Any) -> Any:
+    """YAML reads `yes` and `on` as true, which pydantic takes for 1."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("float_type", "a number")
+    return value
+
+
 class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean(cls, value: Any, field: ValidationInfo) -> Any:
+        kinds = _kinds(cls.model_fields[field.field_name or ""].annotation)
+        return value if bool in kinds or not {int, float} & set(kinds) else no_boolean(value)
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """What a field may be."""
+    return get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
 
 
 class Metadata(Model):
@@ -285,16 +307,22 @@ class Link(Model):
 
     between: tuple[Name, Name] = Field(description="two IDCs, or one and the witness")
     delay_ms: float = Field(ge=0, le=2000, description="one way")
-    jitter_ms: float = Field(default=0, ge=0, description="the most that is added to a delay")
+    jitter_ms: float = Field(
+        default=0, ge=0, allow_inf_nan=False, description="the most that is added to a delay"
+    )
     loss: float = Field(default=0, ge=0, le=0.5, description="share of packets, felt as delay")
-    rate_mbit: float = Field(default=1000, gt=0, description="Mbit/s in each direction")
+    rate_mbit: float = Field(
+        default=1000, gt=0, allow_inf_nan=False, description="Mbit/s in each direction"
+    )
 
 
 class Match(Model):
     """Longest prefix wins among cidrs; a cidr beats an ASN, an ASN beats a country."""
 
     countries: list[Country] = Field(default_factory=list, description="two letters each")
-    asns: list[int] = Field(default_factory=list, description="autonomous systems, by number")
+    asns: list[Annotated[int, BeforeValidator(no_boolean)]] = Field(
+        default_factory=list, description="autonomous systems, by number"
+    )
     cidrs: list[str] = Field(default_factory=list, description="networks, such as 192.0.2.0/24")
 
     @field_validator("cidrs")
@@ -310,7 +338,7 @@ class Shard(Model):
 
     name: Name = Field(description="of the shard")
     match: Match = Field(default=Match(), description="which clients are in it")
-    weights: dict[Name, float] = Field(
+    weights: dict[Name, Annotated[FiniteFloat, BeforeValidator(no_boolean)]] = Field(
         max_length=32, description="share of this shard's clients by IDC"
     )
     fallback: list[Name] = Field(
@@ -583,6 +611,7 @@ class Tracing(Model):
     per_s: float = Field(
         default=5,
         ge=0,
+        allow_inf_nan=False,
         description="messages a second that an IDC follows, of those whose senders ask for it: "
         "each costs as much again as the message; 0: none",
     )

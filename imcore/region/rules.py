@@ -268,6 +268,10 @@ def _prefix(wanted: str | None, region: Region, idc: Idc) -> str:
 def _engines(region: Region) -> Iterator[Problem]:
     for index, idc in enumerate(region.spec.idcs):
         loc: Loc = ("spec", "idcs", index, "engines")
+        for field, address in _dialled(idc):
+            port = address.rpartition(":")[2]
+            if not 1 <= int(port) <= 65535:
+                yield Problem((*loc, *field), "a port from 1 to 65535", port)
         if idc.engines.registry.etcd:
             yield from _credentials(idc.engines.registry.etcd, (*loc, "registry", "etcd"))
         if kafka := idc.engines.log.kafka:
@@ -286,6 +290,24 @@ def _engines(region: Region) -> Iterator[Problem]:
         if idc.engines.mirror.mirrormaker2:
             yield from _mirrormaker(region, idc, (*loc, "mirror", "mirrormaker2"))
     yield from _shared(region)
+
+
+def _dialled(idc: Idc) -> Iterator[tuple[Loc, str]]:
+    """HOST:PORT of each engine, and the field below `engines` that names it."""
+    engines = idc.engines
+    lists: list[tuple[Loc, list[str]]] = []
+    if engines.registry.etcd:
+        lists.append((("registry", "etcd", "endpoints"), engines.registry.etcd.endpoints))
+    if engines.kv.tikv:
+        lists.append((("kv", "tikv", "pd"), engines.kv.tikv.pd))
+    if engines.log.kafka:
+        lists.append((("log", "kafka", "brokers"), engines.log.kafka.brokers))
+    if mirror := engines.mirror.mirrormaker2:
+        at: Loc = ("mirror", "mirrormaker2", "remote_brokers")
+        lists += [((*at, name), brokers) for name, brokers in mirror.remote_brokers.items()]
+    for field, addresses in lists:
+        for position, address in enumerate(addresses):
+            yield (*field, position), address
 
 
 def _credentials(engine: Etcd | Kafka, loc: Loc) -> Iterator[Problem]:

@@ -160,6 +160,11 @@ def test_kafka_mirrormaker_and_tikv_are_read_with_their_defaults() -> None:
         (f"{{{KAFKA % ('e', 'topic_prefix: a_b')}}}", ".log.kafka.topic_prefix", "a topic prefix"),
         (f"{{{KAFKA % ('e', 'durability: disk')}}}", ".log.kafka.durability", "'replicated' or"),
         (
+            "{kv: {tikv: {pd: ['p:2379', 'p:99999']}}}",
+            ".kv.tikv.pd[1]",
+            "expected a port from 1 to 65535, got 99999",
+        ),
+        (
             f"{{{KAFKA % ('e', 'replication_factor: 2, min_insync_replicas: 3')}}}",
             ".log.kafka.min_insync_replicas",
             "expected at most 2, the replication factor, got 3",
@@ -212,6 +217,19 @@ def test_a_mirrormaker_reaches_the_other_idcs_only(remote: str, field: str, says
     (found,) = check_text(with_engines(**THREE_KAFKAS | {"fra": fra}), "r.yaml").problems
     at = "spec.idcs[0].engines.mirror.mirrormaker2.remote_brokers"
     assert f"{at}{field}: " in found and says in found
+
+
+def test_the_port_of_an_engine_is_one() -> None:
+    """What cannot be dialled was found by the IDC that did not start."""
+    engines = (
+        "{registry: {etcd: {endpoints: ['e:0']}}, log: {kafka: {brokers: ['e:65536']}}, "
+        "mirror: {mirrormaker2: {remote_brokers: {iad: ['e:70000']}}}}"
+    )
+    found = check_text(with_engines(fra=engines), "r.yaml").problems
+    says = "expected a port from 1 to 65535, got "
+    assert sorted(line.rpartition(says)[2] for line in found if says in line) == [
+        "0", "65536", "70000",
+    ]  # fmt: skip
 
 
 def test_a_mirrormaker_needs_one_topic_prefix() -> None:
