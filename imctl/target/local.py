@@ -34,7 +34,7 @@ from imcore.roles import Role
 from imcore.runtime import Clock
 from imctl import audit, roles
 from imctl.engines import binaries
-from imctl.errors import Failed, Guarded
+from imctl.errors import Denied, Failed, Guarded
 from imctl.plan.takes import Change
 from imctl.target import beside, process, regions, runfile
 from imctl.target import engines as wanted
@@ -175,7 +175,10 @@ class Local:
         return cls(load_region(Path(run.region)), folder.absolute(), run, Places(folder.absolute()))
 
     def look_again(self) -> None:
-        """For what another `imctl` has changed meanwhile."""
+        """For what another `imctl` has changed meanwhile. Raises Denied when it has taken the
+        deployment down, Failed."""
+        if runfile.read(self.data) is None:
+            raise Denied(f"the deployment in {self.data} is down; somebody stopped it meanwhile")
         now = Local.open(self.data)
         self.region, self._run, self._read, self._places, self._beside = (
             now.region, now._run, now._read, now._places, now._beside,
@@ -678,11 +681,12 @@ class Local:
     def stop(self) -> list[str]:
         """Each unit before what it needs: an IDC says its farewell to its registry too."""
         self._demand_admin("Stopping the deployment")
-        self.find_lost()
         killed = []
-        for names in self._ending():
-            killed += self._stop(names)
-        self._reap()
+        for _ in range(2):  # a rollout that restarts a unit meanwhile has started it again
+            self.find_lost()
+            for names in self._ending():
+                killed += self._stop(names)
+            self._reap()
         (self.data / runfile.NAME).unlink(missing_ok=True)
         return killed
 

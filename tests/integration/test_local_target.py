@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ import pytest
 from imcore.errors import BadInput
 from imcore.region.load import load_region
 from imcore.runtime import SystemClock
-from imctl.errors import Failed
+from imctl.errors import Denied, Failed
 from imctl.rollout import store
 from imctl.target import process, runfile
 from imctl.target.local import LINKPROXY, Local, last_line
@@ -284,6 +284,31 @@ def test_two_commands_start_a_unit_each_at_once(
         Local.open(target.data).wipe("iad")
     assert (target.data / "iad" / "data").exists()
     other.kill("iad")  # and reaped
+
+
+def test_what_a_rollout_starts_again_while_all_is_stopped_is_stopped_too(
+    target: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`imctl down` left an IDC running, without its link proxy, and the rollout asked for two
+    minutes more."""
+    target.start([LINKPROXY, "fra"])
+    rollout, stop = Local.open(target.data), Local._stop
+
+    def restarted_meanwhile(self: Local, names: Sequence[str]) -> list[str]:
+        killed = stop(self, names)
+        if "fra" in names:
+            monkeypatch.setattr(Local, "_stop", stop)
+            rollout.start(["fra"])
+        return killed
+
+    monkeypatch.setattr(Local, "_stop", restarted_meanwhile)
+    Local.open(target.data).stop()
+    with pytest.raises(Denied, match="is down; somebody stopped it meanwhile"):
+        rollout.look_again()
+    with pytest.raises(Failed, match="fra is not running"):
+        rollout.kill("fra")
+    rollout._reap()
+    target._reap()
 
 
 def test_what_others_wrote_into_the_run_file_is_kept(tmp_path: Path) -> None:
