@@ -71,6 +71,9 @@ def driving(folder: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who had it may have removed the file with what it ended.
+            if os.fstat(file.fileno()).st_ino != (folder / LOCK).stat().st_ino:
+                raise FileNotFoundError
         except OSError as error:
             raise Driven(
                 "another imctl is at work on a rollout here; `imctl rollout status` shows it, "
@@ -82,9 +85,9 @@ def driving(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def starting(folder: Path) -> Iterator[None]:
     """As ``driving``, by whoever starts all of a deployment, whose folder may not be there yet: two
-    at once would make two CAs, and take each other's processes for their own. What fails before
-    anything was written leaves no folder."""
-    new = not folder.exists()
+    at once would make two CAs, and take each other's processes for their own. What is refused
+    changes nothing, and leaves no folder."""
+    new, unlocked = not folder.exists(), not (folder / LOCK).exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -96,9 +99,11 @@ def starting(folder: Path) -> Iterator[None]:
             try:
                 yield
             except BaseException:
-                if new and [path.name for path in folder.iterdir()] == [LOCK]:
-                    (folder / LOCK).unlink()
-                    folder.rmdir()
+                if unlocked:
+                    (folder / LOCK).unlink(missing_ok=True)
+                if new:
+                    with contextlib.suppress(OSError):  # there is something in it now
+                        folder.rmdir()
                 raise
     except Driven as error:
         raise Driven(
