@@ -127,9 +127,11 @@ def _delete(folder: Path, region: Region) -> list[str]:
     ours = [
         *idcs, *witness, *audits, "pki", "clients", "histories", regions.FOLDER,
         runfile.SITES_FOLDER, "links.json", "routes.json", f"{LINKPROXY}.log", places.NAME,
-        runfile.NAME, store.NAME, store.PAUSE, store.LOCK, f"{COPY}.new", COPY,
+        runfile.NAME, store.NAME, store.PAUSE, store.LOCK, COPY,
     ]  # fmt: skip
-    half_written = [f".{name}.new" for name in (places.NAME, runfile.NAME, store.NAME)]
+    replaced = (places.NAME, runfile.NAME, COPY)  # `replacing` writes beside each of these
+    half_written = [one.name for name in replaced for one in folder.glob(f".{name}.*.new")]
+    half_written.append(f".{store.NAME}.new")
     for name in (*half_written, *ours):
         path = folder / name
         try:

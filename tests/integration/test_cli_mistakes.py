@@ -3,6 +3,7 @@ right exit status, no traceback, and nothing half done."""
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import os
@@ -19,6 +20,7 @@ from imctl.testing.cli import IMCTL, ROOT, alone
 from imctl.testing.lab import lab_region
 
 THREE = ROOT / "regions" / "three-idc.yaml"
+QUESTIONS = {"typer.confirm", "typer.prompt"}
 
 
 imctl = partial(alone, timeout_s=60)
@@ -170,3 +172,32 @@ def test_a_question_that_nobody_answers_says_so(tmp_path: Path) -> None:
         "--help)\n"
     )
     assert (folder / "region.yaml").exists()
+
+
+def test_what_a_killed_command_had_half_written_is_destroyed_too(tmp_path: Path) -> None:
+    """Each process writes to a file with its own number in the name; `rollout.json` aside."""
+    folder = tmp_path / "d"
+    folder.mkdir()
+    (folder / "region.yaml").write_text(THREE.read_text())
+    for name in (
+        ".run.json.7.new",
+        ".region.yaml.8.new",
+        ".engines.json.9.new",
+        ".rollout.json.new",
+    ):
+        (folder / name).touch()
+    result = imctl("destroy", "--data", folder, "--yes-name", "three-idc")
+    assert (result.returncode, result.stdout) == (0, "destroyed three-idc\n"), result
+    assert not folder.exists()
+
+
+def test_questions_are_no_part_of_a_result() -> None:
+    """`imctl migrate kv -o json > file` had its question in the file, and showed nobody any."""
+    asked = 0
+    for path in sorted((ROOT / "imctl").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in QUESTIONS:
+                asked += 1
+                keywords = {each.arg: ast.unparse(each.value) for each in node.keywords}
+                assert keywords.get("err") == "True", f"{path}:{node.lineno}"
+    assert asked >= 7
