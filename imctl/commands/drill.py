@@ -254,7 +254,7 @@ def run(
         return
     if not yes:
         typer.confirm(
-            f"Run {wanted.name} on {target.region.metadata.name}, under load?", abort=True
+            f"Run {wanted.name} on {target.region.metadata.name}, under load?", abort=True, err=True
         )
     if ask is not None:
         raise typer.Exit(ask(out))

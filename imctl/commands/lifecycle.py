@@ -246,7 +246,7 @@ def wipe(
     target = deployment.find(data)
     if not yes:
         where = target.engine(idc).data if idc in target.engine_names() else target.data / idc
-        typer.confirm(f"Delete all data of {idc} below {where}?", abort=True)
+        typer.confirm(f"Delete all data of {idc} below {where}?", abort=True, err=True)
     _audited(target, idc, "wiped", target.wipe)
     as_what = "an empty one" if idc in target.engine_names() else "a new incarnation"
     print(f"wiped {idc}; it comes back as {as_what}")

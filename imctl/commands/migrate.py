@@ -20,7 +20,7 @@ from imctl import admin, deployment, roles
 from imctl.errors import Failed
 from imctl.group import Commands
 from imctl.options import Data, Format, Output
-from imctl.output import console, emit
+from imctl.output import emit, notes
 from imctl.target.local import Local
 
 migrate = typer.Typer(
@@ -106,7 +106,7 @@ def kv(
                 if engine == Engine.TIKV.value:
                     _demand_same_tikv(target, name, given.get(name, []))
         if not yes and any(engine != to.value for engine in before.values()):
-            typer.confirm(f"Move the KV of {', '.join(names)} to {to.value}?", abort=True)
+            typer.confirm(f"Move the KV of {', '.join(names)} to {to.value}?", abort=True, err=True)
         try:
             settings = target.begin_kv(to.value, {name: given.get(name, []) for name in names})
             with _progress(names, output) as show:
@@ -229,10 +229,10 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 @contextmanager
 def _progress(names: list[str], output: Format) -> Iterator[Show]:
-    """A bar for each IDC on a terminal; nothing elsewhere."""
+    """A bar for each IDC on a terminal; nothing elsewhere. It is no part of the result."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    screen = console()
-    quiet = output is not Format.TABLE
+    screen = notes()
+    quiet = output is not Format.TABLE or not screen.is_terminal
     with Progress(*columns, console=screen, transient=True, disable=quiet) as bars:
         tasks = {name: bars.add_task(f"{name} waiting", total=None, start=False) for name in names}
 
