@@ -4,7 +4,8 @@ asyncio's own servers accept whatever has come and begin a TLS handshake with ea
 come at once every handshake takes longer than a client waits, and all of the work is done for
 clients that have gone. Here a few are taken in each turn of the loop, so that the work which has
 been begun comes first; the others stand in the kernel's queue, which costs nothing, and beyond that
-they find nobody and come again later. A client that is slow with its handshake holds up nobody.
+they find nobody and come again later. A client that is slow with its handshake holds up nobody, nor
+do as many as somebody opens: once all places are taken, who has taken long gives up his.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ log = logging.getLogger("im.listener")
 PER_TURN = 8
 # At some 0.3 to 1 ms each, whoever gets into the queue is through it before a client gives up.
 BACKLOG = 512
-HANDSHAKES_MAX = 5_000  # that wait for slow clients; beyond it, until one has ended or timed out
+HANDSHAKES_MAX = 5_000  # that wait for slow clients
+LONG_S = 1.0  # for a handshake while others wait for its place
 _PAUSE_S = 0.1  # where a connection cannot be accepted: too many open files
 
 
@@ -65,8 +67,8 @@ class Listener:
                 "ssl_shutdown_timeout": shutdown_timeout_s,
             }
         )
-        self._room = asyncio.Semaphore(HANDSHAKES_MAX)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._shaking: dict[asyncio.Task[None], float] = {}  # since when; the first one longest
+        self._ended = asyncio.Event()
         self._sockets = list(inherited)
         self._accepting: list[asyncio.Task[None]] = []
 
@@ -108,26 +110,46 @@ class Listener:
     async def stop(self) -> None:
         for listening in await self.release():
             listening.close()
-        for task in self._tasks:
+        shaking = list(self._shaking)
+        for task in shaking:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*shaking, return_exceptions=True)
 
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         for taken in itertools.count(1):
             if taken % PER_TURN == 0:
                 await asyncio.sleep(0)
-            await self._room.acquire()
+            await self._room()
             try:
                 accepted, _ = await loop.sock_accept(listening)
             except OSError as error:
-                self._room.release()
                 log.warning("no connection can be accepted: %s", error)
                 await asyncio.sleep(_PAUSE_S)
                 continue
+            if len(self._shaking) >= HANDSHAKES_MAX:
+                longest = next(iter(self._shaking))
+                del self._shaking[longest]
+                longest.cancel()
             task = loop.create_task(self._shake(accepted))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._shaking[task] = loop.time()
+            task.add_done_callback(self._shaken)
+
+    async def _room(self) -> None:
+        """Wait until one more may be taken, be it in the place of who has had time enough."""
+        loop = asyncio.get_running_loop()
+        while len(self._shaking) >= HANDSHAKES_MAX:
+            wait_s = next(iter(self._shaking.values())) + LONG_S - loop.time()
+            if wait_s <= 0:
+                return
+            self._ended.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._ended.wait()
+
+    def _shaken(self, task: asyncio.Task[None]) -> None:
+        self._shaking.pop(task, None)
+        self._ended.set()
 
     async def _shake(self, accepted: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -140,5 +162,3 @@ class Listener:
         except BaseException:
             accepted.close()
             raise
-        finally:
-            self._room.release()

@@ -60,6 +60,30 @@ async def test_clients_that_never_shake_hands_hold_up_nobody(pki_dir: Path) -> N
     await listener.stop()
 
 
+async def test_silent_clients_keep_nobody_out_however_many_there_are(
+    pki_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One address could take all places, and again each time that its handshakes timed out."""
+    monkeypatch.setattr("imcore.listener.HANDSHAKES_MAX", 4)
+    monkeypatch.setattr("imcore.listener.LONG_S", 0.1)
+    listener = Listener(Echo, gateway_ssl_context(pki_dir, "fra"), 60.0, 1.0)
+    port = await listener.start("127.0.0.1", 0)
+    silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(4)]
+    await asyncio.sleep(0.5)
+    assert not any(reader.at_eof() for reader, _ in silent), "nobody came for their places"
+    trusted = client_ssl_context(pki_dir / "ca.pem")
+    async with asyncio.timeout(20):
+        assert await echo(port, trusted) == b"hello"
+        with contextlib.suppress(ConnectionError):
+            assert await silent[0][0].read() == b""
+        assert not any(reader.at_eof() for reader, _ in silent[1:])
+        heard = await asyncio.gather(*(echo(port, trusted) for _ in range(20)))
+    assert heard == [b"hello"] * 20
+    await listener.stop()
+    for _, writer in silent:
+        writer.transport.abort()
+
+
 async def test_a_handshake_that_is_under_way_does_not_outlive_the_listener(pki_dir: Path) -> None:
     listener = Listener(Echo, gateway_ssl_context(pki_dir, "fra"), 30.0, 1.0)
     port = await listener.start("127.0.0.1", 0)
