@@ -261,7 +261,9 @@ def _parsed(text: str) -> Address:
 
 
 def _accused(document: Any) -> list[str]:
-    """The IDCs that a report names. Raises KeyError or TypeError for what is no report."""
+    """The IDCs that a report accuses. A gateway that has no room just now is there, and says so:
+    who takes a lost IDC's clients must not come to look lost itself. Raises KeyError or TypeError
+    for what is no report."""
     rows = document["reports"]
     if not isinstance(rows, list):
         raise TypeError("reports: expected a list")
@@ -270,7 +272,7 @@ def _accused(document: Any) -> list[str]:
         fields = (row["idc"], row.get("gateway", ""), row.get("failure", ""))
         if not all(isinstance(field, str) for field in fields):
             raise TypeError("a report's fields are strings")
-    return [row["idc"] for row in rows[:PER_REQUEST_MAX]]
+    return [row["idc"] for row in rows[:PER_REQUEST_MAX] if row.get("failure") != Code.OVERLOADED]
 
 
 def _row(each: Scored) -> dict[str, Any]:

@@ -184,6 +184,15 @@ async def test_reports_count_once_a_client(api: Api) -> None:
     assert api.reports.counts(api.clock.now())["iad"] == 2
 
 
+async def test_a_gateway_that_has_no_room_accuses_nobody(api: Api) -> None:
+    """It is there: who takes a lost IDC's clients must not come to look lost itself."""
+    busy = {"gateway": "iad-gw-1", "idc": "iad", "failure": "overloaded"}
+    gone = {"gateway": "sin-gw-1", "idc": "sin", "failure": "timeout"}
+    assert await api.report(json.dumps({"reports": [busy, gone]})) == 204
+    counts = api.reports.counts(api.clock.now())
+    assert (counts.get("iad", 0), counts["sin"]) == (0, 1)
+
+
 @pytest.mark.parametrize(
     "body",
     [
