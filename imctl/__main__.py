@@ -1,5 +1,5 @@
 """``python -m imctl``."""
 
-from imctl.main import main
+from imctl.entry import main
 
 main()

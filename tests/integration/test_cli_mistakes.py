@@ -201,3 +201,19 @@ def test_questions_are_no_part_of_a_result() -> None:
                 keywords = {each.arg: ast.unparse(each.value) for each in node.keywords}
                 assert keywords.get("err") == "True", f"{path}:{node.lineno}"
     assert asked >= 7
+
+
+def test_ctrl_c_while_a_command_is_loaded_ends_it_without_a_traceback() -> None:
+    """That takes a tenth of a second and more."""
+    pressed = (
+        "import sys\n"
+        "class Pressed:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'imctl.main':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Pressed())\n"
+        "from imctl.entry import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", pressed], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
