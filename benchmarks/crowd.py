@@ -312,6 +312,8 @@ async def measure(
         document = yaml.safe_load(path.read_text())
         heartbeat_ms = round(HEARTBEAT_S * 1000)
         document["spec"]["client"] = {"heartbeat_ms": heartbeat_ms, "idle_pull_ms": 60_000}
+        # All of them are at one address; at the usual limit each new one took another's place.
+        document["spec"]["limits"] = {"connections_of_address": count + 2 * conversations}
         path.write_text(yaml.safe_dump(document))
         region = load_region(path)
         pki = folder / "pki"
