@@ -36,14 +36,17 @@ class DeadRoutes:
     def look(self) -> list[str]:
         now, alive = self._world.loop.time(), set()
         for name, machine in self._world.machines.items():
-            if self._state.get(name, (0, 0.0))[0] is not machine.node:
-                # A registry that starts again gives its leases their whole time once more.
-                self._state[name] = machine.node, now
-            for gateway in machine.node.gateways if machine.node is not None else ():
-                self._seen[gateway.name] = name, now
-                alive.add(gateway.name)
+            if self._state.get(name, (0, 0.0))[0] is not machine.registry:
+                # A registry that starts again gives its leases their whole time once more; that of
+                # a core which stood by, long after its process.
+                self._state[name] = machine.registry, now
+            linked = [each.name for each in machine.node.gateways] if machine.node else []
+            # Those of a core that has no majority yet to begin with are there, and not linked.
+            for gateway in (*linked, *(each.gateway for each in machine.beside if each.gateway)):
+                self._seen[gateway] = name, now
+                alive.add(gateway)
         return [
-            f"dead_route: {other} takes routes by {gateway}, which was last there "
+            f"dead_route: at {now:.1f} s {other} takes routes by {gateway}, which was last there "
             f"{now - at:.1f} s ago"
             for gateway, (name, at) in self._seen.items()
             if gateway not in alive and now - max(at, self._state[name][1]) >= DEAD_S

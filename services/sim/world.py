@@ -170,7 +170,15 @@ class Beside:
         self._world = world
         self._machine = machine
         self._make = make
+        self._node: FrontNode | IpconfNode | RouteNode | None = None
         self.lives = 0
+
+    @property
+    def gateway(self) -> str:
+        """The name of the one that runs in it; empty: none, or it stands still."""
+        runs = self.owner is not None and not self.owner.paused
+        gateway = self._node.gateway if isinstance(self._node, FrontNode) and runs else None
+        return gateway.name if gateway is not None else ""
 
     def start(self) -> None:
         world, machine = self._world, self._machine
@@ -183,7 +191,7 @@ class Beside:
         again = True
         while again:
             outside = SimOutside(self._world, self._machine, self._machine.boots, self)
-            node = self._make(outside)
+            node = self._node = self._make(outside)
             try:
                 await node.run()
                 again = node.again

@@ -42,6 +42,7 @@ log = logging.getLogger("im.split")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 TELL_S = 0.5
+UNLINKED_S = 2.0  # as a lease of a gateway lasts: one that is not linked by then is gone
 
 
 class CoreIm(Im, Protocol):
@@ -105,6 +106,8 @@ class Fronts(rpc.FrontServicer):
         self.verbs: dict[str, Verbs] = {}
         self.gateways: list[FrontLink] = []
         self.routes: list[RouteLink] = []
+        # Of links that have just ended: how many sessions each front had, and when that was.
+        self._unlinked: dict[str, tuple[int, float]] = {}
         self._where: Where[Way] = Where()
         self._dirty = Dirty()
         self._levels: dict[int, tuple[Origin, int]] = {}
@@ -156,6 +159,7 @@ class Fronts(rpc.FrontServicer):
         link.pipe.close()
         if link in self.gateways:
             self.gateways.remove(link)
+            self._unlinked[link.name] = link.shards.total(), self._clock.now()
             self._note(*link.by_id.values())
             way = link.way
             if isinstance(way, RouteLink):
@@ -441,7 +445,16 @@ class Fronts(rpc.FrontServicer):
         return [row for link in self.gateways for row in link.by_device.values()]
 
     def connected_count(self) -> int:
-        return sum(link.shards.total() for link in self.gateways)
+        """Those of a front that is about to link anew, or has and says who is there next, count
+        meanwhile: an IDC that is emptied was called drained in just that moment, with its last
+        clients still there."""
+        since = self._clock.now() - UNLINKED_S
+        for name in [name for name, (_, at) in self._unlinked.items() if at < since]:
+            del self._unlinked[name]
+        found = {name: count for name, (count, _) in self._unlinked.items()}
+        for link in self.gateways:
+            found[link.name] = max(link.shards.total(), found.get(link.name, 0))
+        return sum(found.values())
 
     def changed(self) -> dict[str, Here | None]:
         """By session: whose connection has come or gone since this was asked last, at first all

@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import pytest
+
 from imcore.proto import client_pb2 as pb
 from imcore.proto import front_pb2 as front
 from imcore.region.model import Limits
 from imcore.runtime import SystemClock
-from services.split.fronts import Fronts
+from services.split.fronts import UNLINKED_S, Fronts
 from services.split.links import FrontLink, Here
 from services.split.pipe import Pipe
 from services.state.latency import AckLatency
@@ -84,8 +86,30 @@ def test_what_has_changed_adds_up_to_who_is_here_whatever_fronts_and_links_do() 
             rows = [row for row in fronts.sessions() if row.connected]
             assert seen.keys() == {row.session for row in rows}
             assert all(row in rows for row in seen.values())
-            assert fronts.connected_count() == len(rows)
+            assert fronts.connected_count() >= len(rows)  # links have just ended
             assert fronts.shards() == Counter(row.shard for row in rows)
             assert fronts.changed() == {}
             most = max(most, len(rows))
     assert most > 5
+
+
+def test_sessions_of_a_front_that_links_anew_are_counted_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seed 967175120082: its link went over to a route instance just when the IDC's last clients
+    were there, and the IDC was called drained."""
+    fronts, now = _fronts("one", "two"), [100.0]
+    monkeypatch.setattr(fronts._clock, "now", lambda: now[0])
+    one, two = fronts.gateways
+    for n, link in enumerate((one, two, two)):
+        link.change(Here(f"s{n}", f"u{n}", "phone", "asia", link.name, True, n), False)
+    fronts._remove(two)
+    now[0] += UNLINKED_S
+    assert fronts.connected_count() == 3
+    fronts.gateways.append(FrontLink(front.Hello(gateway="two", port=7001), Pipe()))
+    assert fronts.connected_count() == 3, "it has not said yet who is there"
+    now[0] += 0.1
+    assert fronts.connected_count() == 1
+    fronts._remove(one)
+    now[0] += UNLINKED_S + 0.1
+    assert fronts.connected_count() == 0, "it is gone"
