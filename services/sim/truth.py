@@ -101,6 +101,8 @@ def _votes(machine: Machine) -> list[Pair]:
     """That its process has cast, as they stand in its own registry."""
     store = machine.registry
     rows = store._state.range(VOTES) if store is not None else []
+    if store is not None:  # as readers see them
+        rows = [row for row in rows if not store._is_over(row)]
     return [(machine.name, str(json.loads(row.value)["accused"])) for row in rows]
 
 

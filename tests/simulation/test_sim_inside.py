@@ -32,7 +32,9 @@ def machine(usable: bool = False, incarnation: int = 1, epoch: int = 3, *gateway
         origin=Origin("fra", incarnation),
         gateways=[Made(name=name) for name in gateways],
     )
-    return Made(node=node, owner=Made(paused=False), serving=True, damages=0)
+    return Made(
+        node=node, registry=node, beside=[], owner=Made(paused=False), serving=True, damages=0
+    )
 
 
 def world(**machines: Made) -> Any:
