@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from imcore.audit import EMPTY, Anchor, parse, seal, torn
+from imcore.folders import sync
 
 LOGGER = "im.audit"  # JSON events; whoever runs a process decides where they are kept
 FILE = "audit.jsonl"
@@ -59,7 +60,7 @@ def append(path: Path, writer: str, *events: Mapping[str, Any]) -> Anchor:
             data = data[os.write(descriptor, data) :]
         os.fsync(descriptor)
         if new:
-            _sync_folder(path.parent)
+            sync(path.parent)
         return head
     finally:
         os.close(descriptor)  # gives up the lock
@@ -99,7 +100,7 @@ def _put_aside(descriptor: int, path: Path) -> bool:
     if aside.exists():
         return False  # nobody's file is written over; this one grows on
     path.rename(aside)
-    _sync_folder(path.parent)
+    sync(path.parent)
     return True
 
 
@@ -171,14 +172,6 @@ def _end(descriptor: int) -> tuple[bytes, bytes]:
             if parse(pieces[at]) is not None:
                 return pieces[at], b"\n".join(pieces[at + 1 :])
     return b"", data
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def note(path: Path, writer: str, event: Mapping[str, Any]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -28,6 +27,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from imcore.attest import RegionKeys
 from imcore.certificates import unreadable
 from imcore.errors import BadInput
+from imcore.folders import alone, sync
 from imcore.roles import Role
 
 DOMAIN = "imctl.internal"  # never resolved: it only makes names of IDCs certificate names
@@ -50,7 +50,7 @@ def init(folder: Path, names: Mapping[str, Iterable[str]], now: datetime) -> lis
     Raises BadInput when the folder cannot be written or an existing certificate does not serve."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _alone(folder):
+        with alone(folder):
             made = _ensure_ca(folder, now)
             ca_key, ca = _load_ca(folder)
             for name, hosts in names.items():
@@ -74,7 +74,7 @@ def rotate(folder: Path, names: Iterable[str], now: datetime) -> list[Certificat
             known = ", ".join(info.name for info in show(folder) if info.name != "ca")
             raise BadInput(f"expected a name of {known}, got {name!r}")
     try:
-        with _alone(folder):
+        with alone(folder):
             ca_key, ca = _load_ca(folder)
             for name in wanted:
                 had = _hosts(_read_certificate(folder / f"{name}.pem"))
@@ -87,19 +87,6 @@ def rotate(folder: Path, names: Iterable[str], now: datetime) -> list[Certificat
             f"{error.strerror or error}"
         ) from error
     return [_info(folder / f"{name}.pem") for name in wanted]
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Commands that change a folder take turns: one would write back what another has taken out.
-    Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):  # a network's file system may lock no folders
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)  # gives up the lock
 
 
 class CertificateInfo(NamedTuple):
@@ -308,7 +295,7 @@ def _write_pair(
     ):
         new_key.replace(folder / f"{name}.key")
         new_certificate.replace(folder / f"{name}.pem")
-    _sync(folder)
+    sync(folder)
     return [f"{name}.key", f"{name}.pem"]
 
 
@@ -372,7 +359,7 @@ def _changed_keys(folder: Path) -> Iterator[dict[str, Any]]:
     """The document of the region keys, written when the block ends well. Raises BadInput."""
     load_region_keys(folder)  # the whole judgement of the file
     try:
-        with _alone(folder):
+        with alone(folder):
             document: dict[str, Any] = json.loads((folder / REGION_KEYS).read_bytes())
             yield document
             write_private(folder / REGION_KEYS, (json.dumps(document) + "\n").encode())
@@ -415,7 +402,7 @@ def write_private(path: Path, data: bytes) -> None:
 def _write_whole(path: Path, data: bytes, mode: int) -> None:
     with _written(path, data, mode) as new:
         new.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -431,14 +418,6 @@ def _written(path: Path, data: bytes, mode: int) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def utc_now(wall_ms: int) -> datetime:

@@ -8,6 +8,7 @@ and said so: whoever commits a change may die before he notes it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 
 from imcore.region.model import Region
+from imcore.region.rules import voters_of
+from imcore.words import parse_origin
 from imctl import auditview
-from imctl.output import time_of_day
+from imctl.output import printable, time_of_day
+from services.control.acceptor import majority
 from services.policy.document import Policy, from_json, initial
 from services.policy.kept import Broken, Step, broken
 
@@ -73,19 +77,22 @@ class _Noted(NamedTuple):
 
 def of_folder(folder: Path, region: Region, since_ms: int = 0) -> list[Judged]:
     """Of a deployment, by its logs: what came after that. Raises BadInput."""
-    names = [idc.name for idc in region.spec.idcs]
-    chains = auditview.read(auditview.writers(folder, names))
-    changes = judged((row for chain in chains for row in chain.verdict.rows), region)
-    return [each for each in changes if each.at_ms >= since_ms]
+    chains = auditview.read(auditview.writers(folder, voters_of(region)))
+    return [each for each in of_chains(chains, region) if each.at_ms >= since_ms]
+
+
+def of_chains(chains: Iterable[auditview.Chain], region: Region) -> list[Judged]:
+    return judged((row for chain in chains for row in chain.verdict.rows), region)
 
 
 def judged(rows: Iterable[Mapping[str, Any]], region: Region) -> list[Judged]:
     """``rows``: of all audit logs, in any order; what is no committed change is passed over."""
     noted: dict[int, _Noted] = {}
     for row in rows:
-        policy = _policy(row)
-        if policy is not None and (policy.epoch not in noted or not row.get("repeated")):
-            noted[policy.epoch] = _Noted(policy, row)
+        if (policy := _policy(row)) is not None:
+            each = _Noted(policy, row)
+            if policy.epoch not in noted or not each.again:
+                noted[policy.epoch] = each
     documents = {1: initial(region, 0)} | {epoch: each.policy for epoch, each in noted.items()}
     return [_judge(documents.get(epoch - 1), each, region) for epoch, each in sorted(noted.items())]
 
@@ -127,10 +134,10 @@ def _by_evidence(step: Step, evidence: _Evidence, region: Region) -> Iterator[Br
 
 
 def _of_votes(idc: str, evidence: _Evidence, region: Region) -> Iterator[Broken]:
-    spec = region.spec
-    voters = {each.name for each in spec.idcs} | ({spec.witness.name} if spec.witness else set())
-    needed, hold_ms = len(voters) // 2 + 1, spec.safety.hold_ms
-    held = {vote.voter: vote.held_ms for vote in evidence.votes if vote.voter in voters - {idc}}
+    voters = voters_of(region)
+    needed, hold_ms = majority(len(voters)), region.spec.safety.hold_ms
+    others = [name for name in voters if name != idc]
+    held = {vote.voter: vote.held_ms for vote in evidence.votes if vote.voter in others}
     if len(held) < needed:
         sentence = f"{len(held)} of {len(voters)} voters accused {idc}, {needed} are needed"
         yield Broken("votes-majority", sentence)
@@ -161,11 +168,12 @@ def _of_facts(names: Sequence[str], evidence: _Evidence, region: Region) -> Iter
 
 def _lag_ms(lags: Mapping[str, int], idc: str) -> int:
     """Behind its newest incarnation."""
-    found = {}
-    for origin, lag_ms in lags.items():
-        name, _, incarnation = origin.rpartition(".")
-        if name == idc and incarnation.isdecimal():
-            found[int(incarnation)] = lag_ms
+    found: dict[int, int] = {}
+    for text, lag_ms in lags.items():
+        with contextlib.suppress(ValueError):  # a log may say anything
+            origin = parse_origin(text)
+            if origin.idc == idc:
+                found[origin.incarnation] = lag_ms
     return found[max(found)] if found else 0
 
 
@@ -204,5 +212,6 @@ def table(changes: Iterable[Judged]) -> Table:
     found.add_column("CHANGE", overflow="fold", ratio=1)
     found.add_column("SAFETY RULES", overflow="fold", ratio=1)
     for change in changes:
-        found.add_row(time_of_day(change.at_ms), change.said, verdict(change))
+        texts = (printable(text) for text in (change.said, verdict(change)))
+        found.add_row(time_of_day(change.at_ms), *texts)
     return found

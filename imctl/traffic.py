@@ -16,6 +16,7 @@ import grpc.aio
 from imcore.audit import Anchor
 from imcore.errors import ImError, OutcomeUnknown, Unavailable
 from imcore.region.model import Region
+from imcore.region.rules import voters_of
 from imcore.roles import Role, said
 from imcore.runtime import Clock
 from imcore.tls import grpc_channel
@@ -38,11 +39,9 @@ from services.control.operations import audit as audit_decision
 from services.control.permit import role_for
 from services.control.rules import Blocker, Change
 from services.control.slow import Slow, slow_steps
-from services.control.voting import PREFIX as VOTES
-from services.control.voting import Votes
+from services.control.voting import votes_now
 from services.engines.registry_grpc import RemoteRegistry
 from services.policy.document import POLICY_KEY, Policy, from_json, initial
-from services.policy.poll import Poller
 
 RESOLVE_TRIES = 3
 FACTS_S = 1.0  # evidence may be two seconds old when it is judged
@@ -62,12 +61,6 @@ class Left(NamedTuple):
 
     sessions: int | None
     stuck: Mapping[str, int]
-
-
-def voters_of(region: Region) -> list[str]:
-    """Who has a registry: every IDC, and the witness."""
-    witness = [region.spec.witness.name] if region.spec.witness else []
-    return [idc.name for idc in region.spec.idcs] + witness
 
 
 class Steering(ABC):
@@ -158,10 +151,7 @@ class Steering(ABC):
 
     async def votes(self) -> list[Vote]:
         """All that stand now."""
-        poller = Poller(self._registries, self._clock, VOTES)
-        await poller.poll_all()
-        votes = Votes(self.role, self._registries, poller, self._clock)
-        return votes.seen(self._clock.wall_ms())
+        return await votes_now(self.role, self._registries, self._clock)
 
     async def judge(self, change: Change) -> Judged:
         """What would be decided now; nothing is changed. Raises Unavailable."""

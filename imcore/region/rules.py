@@ -214,6 +214,12 @@ def _time(text: str) -> datetime | None:
     return time if time.tzinfo else None
 
 
+def voters_of(region: Region) -> list[str]:
+    """Who has a registry, and so a vote: every IDC, and the witness."""
+    witness = [region.spec.witness.name] if region.spec.witness else []
+    return [*(idc.name for idc in region.spec.idcs), *witness]
+
+
 def ipconf_addresses(idc: Idc) -> list[str]:
     """HOST:PORT of each ipconf of this IDC; any of them will do."""
     host, port = split(idc.endpoints.ipconf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ import typer
 from imcore.audit import EMPTY, Anchor
 from imcore.errors import ImError
 from imcore.region.load import load_region
+from imcore.region.rules import voters_of
 from imcore.runtime import SystemClock
 from imctl import auditrules, auditview, deployment
 from imctl.audit import own_writer
@@ -66,9 +68,7 @@ def show(
     chains = auditview.read(auditview.writers(folder, _writers(folder)))
     rows = auditview.merged(chains, since_ms, idc)
     emit(rows, output, lambda: auditview.table(rows))
-    for chain in chains:
-        if chain.verdict.problem:
-            typer.echo(f"warning: {chain.path}: {printable(chain.verdict.problem)}", err=True)
+    _warn_of_breaks(chains)
 
 
 @audit.command("verify")
@@ -112,18 +112,27 @@ def rules(output: Output = Format.TABLE, data: Data = None) -> None:
     Example: imctl audit rules
     """
     folder = deployment.folder(data)
-    changes = auditrules.of_folder(folder, load_region(folder / "region.yaml"))
+    region = load_region(folder / "region.yaml")
+    chains = auditview.read(auditview.writers(folder, voters_of(region)))
+    changes = auditrules.of_chains(chains, region)
     rows = [auditrules.as_row(each) for each in changes]
     emit(rows, output, lambda: auditrules.table(changes))
     if output is Format.TABLE:
         print(auditrules.sentence(changes))
+    _warn_of_breaks(chains)
     if any(each.broken for each in changes):
         raise typer.Exit(ERROR)
 
 
+def _warn_of_breaks(chains: Sequence[auditview.Chain]) -> None:
+    """What stands behind a break is not looked at."""
+    for chain in chains:
+        if chain.verdict.problem:
+            typer.echo(f"warning: {chain.path}: {printable(chain.verdict.problem)}", err=True)
+
+
 def _writers(folder: Path) -> list[str]:
-    spec = load_region(folder / "region.yaml").spec
-    return [idc.name for idc in spec.idcs] + ([spec.witness.name] if spec.witness else [])
+    return voters_of(load_region(folder / "region.yaml"))
 
 
 def _anchors(folder: Path, writers: list[str]) -> dict[str, Anchor]:

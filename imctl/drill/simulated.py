@@ -16,6 +16,7 @@ from chaoslib.hypothesis import within_tolerance
 
 from imcore.errors import ImError
 from imcore.pki import utc_now
+from imcore.region.rules import voters_of
 from imcore.roles import Role
 from imctl import admin
 from imctl.drill import probes
@@ -30,7 +31,7 @@ from imctl.drill.stage import Scene
 from imctl.moves import Moves
 from imctl.report.drill import DrillReport
 from imctl.report.model import Mark
-from imctl.traffic import Steering, voters_of
+from imctl.traffic import Steering
 from services.loadgen.stats import Sample
 from services.sim.apart import alone
 from services.sim.drill import SimMeans

@@ -3,15 +3,13 @@ deployment that was half started, or whose `imctl` died, can still be stopped.""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from imcore.folders import alone
 from imctl.errors import Failed
 from imctl.target.process import Identity
 from imctl.target.replacing import replacing
@@ -63,7 +61,7 @@ class RunFile:
     def write_over(self, base: RunFile, folder: Path) -> None:
         """What differs here from ``base``, which was read or written last; the rest as others have
         written it since, of whom each starts units of its own."""
-        with _alone(folder):
+        with alone(folder):
             now = read(folder)
             for name in () if now is None else (one.name for one in fields(self)):
                 ours, was, theirs = (getattr(one, name) for one in (self, base, now))
@@ -81,17 +79,6 @@ def _merged(
     names = dict.fromkeys([*theirs, *ours])
     chosen = {n: (ours if ours.get(n) != was.get(n) else theirs) for n in names}
     return {name: whose[name] for name, whose in chosen.items() if name in whose}
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """For the moment of a write: the kernel takes the lock back from a killed one."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
 
 
 def read(folder: Path) -> RunFile | None:

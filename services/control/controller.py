@@ -20,6 +20,7 @@ from imcore.errors import ImError, Unavailable
 from imcore.hlc import median_offset_ms
 from imcore.proto import peer_pb2 as peer
 from imcore.region.model import Region
+from imcore.region.rules import voters_of
 from imcore.runtime import Clock
 from services.control.acceptor import majority
 from services.control.caspaxos import Proposer
@@ -58,11 +59,6 @@ FOLLOW_S = 0.3
 REFUSED_S = 2.0
 RANK_S = 1.0  # a commit over the longest link takes 0.8 s at most, uncontended
 JUMP_MS = 500
-
-
-def voters_of(region: Region) -> list[str]:
-    witness = [region.spec.witness.name] if region.spec.witness else []
-    return [*(idc.name for idc in region.spec.idcs), *witness]
 
 
 class Directory(Protocol):

@@ -116,3 +116,11 @@ def _vote(registry: str, value: bytes, at_ms: int) -> Vote | None:
     except (ValueError, KeyError, TypeError):
         return None
     return vote if vote.voter == registry else None
+
+
+async def votes_now(own: str, registries: Mapping[str, Registry], clock: Clock) -> list[Vote]:
+    """All that stand, for who does not poll. One whose registry does not answer is not among
+    them."""
+    poller = Poller(registries, clock, PREFIX)
+    await poller.poll_all()
+    return Votes(own, registries, poller, clock).seen(clock.wall_ms())

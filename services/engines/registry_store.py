@@ -90,8 +90,11 @@ class RegistryStore:
 
     async def range(self, prefix: bytes, *more: bytes) -> list[Versioned]:
         self._check_open()
-        rows = [row for each in (prefix, *more) for row in self._state.range(each)]
-        return [row for row in rows if not self._is_over(row)]
+        return [row for each in (prefix, *more) for row in self.standing(each)]
+
+    def standing(self, prefix: bytes) -> list[Versioned]:
+        """As readers see them."""
+        return [row for row in self._state.range(prefix) if not self._is_over(row)]
 
     def _is_over(self, row: Versioned) -> bool:
         """Whether its lease has ended and it stands only until that is written down: on a full

@@ -13,7 +13,7 @@ from imcore.errors import BadInput
 from imcore.pki import load_region_keys
 from imcore.region.load import load_region
 from imcore.region.model import Idc, Region
-from services.control.controller import voters_of
+from imcore.region.rules import voters_of
 from services.node.roles import Roles
 from services.node.standby import CORES_MAX, audit_writer
 

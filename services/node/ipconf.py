@@ -22,9 +22,10 @@ import grpc
 from imcore.hlc import Hlc
 from imcore.proto import ipconf_pb2 as pb
 from imcore.proto import ipconf_pb2_grpc as rpc
+from imcore.region.rules import voters_of
 from imcore.tls import gateway_ssl_context
 from services.control.caspaxos import Proposer
-from services.control.controller import POLICY_S, voters_of
+from services.control.controller import POLICY_S
 from services.control.reading import Reading
 from services.engines.registry_grpc import RemoteRegistry
 from services.ipconf.directory import PREFIX as GATEWAYS

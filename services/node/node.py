@@ -28,12 +28,12 @@ from imcore.proto import front_pb2_grpc as front_rpc
 from imcore.proto import ipconf_pb2_grpc as ipconf_rpc
 from imcore.proto import oplog_pb2 as oplog
 from imcore.proto import peer_pb2_grpc as rpc
+from imcore.region.rules import voters_of
 from imcore.tls import gateway_ssl_context
 from imcore.words import Origin, Vector
 from services.adminapi.server import AdminApi
 from services.control.anchoring import Anchoring
 from services.control.caspaxos import Proposer
-from services.control.controller import voters_of
 from services.core_lock import hold_folder
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry
 from services.gateway.server import Gateway

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from typing import Any
 
 from imcore.proto import front_pb2_grpc as rpc
-from services.control.controller import voters_of
+from imcore.region.rules import voters_of
 from services.engines.registry_grpc import RemoteRegistry
 from services.node.apart import until_stopped
 from services.node.authorize import Authorizer

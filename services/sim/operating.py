@@ -7,7 +7,8 @@ import asyncio
 import contextlib
 import json
 import random
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, TypeAlias, cast
 
 import grpc
 
@@ -18,13 +19,16 @@ from services.control.caspaxos import Proposer
 from services.control.evidence import Evidence, IdcFacts, facts_from_status, mark_of
 from services.control.operations import UNDER_WAY, commit
 from services.control.rules import Change, Kind
+from services.control.voting import votes_now
 from services.engines.registry_grpc import RemoteRegistry
 from services.policy.document import POLICY_KEY, IdcState, Policy, from_json
+from services.ports import Registry
 from services.sim.loop import Owner
 from services.sim.region import OPERATOR
 from services.sim.rpc import SimChannel
 from services.sim.world import World
 
+Channels: TypeAlias = Mapping[str, grpc.aio.Channel]
 LOOK_S = 1.0
 _ASK_S = 1.0
 
@@ -76,10 +80,12 @@ class Operator:
         proposer = Proposer(registries, "admin", world.clock, self._rng)
         while True:
             with contextlib.suppress(ImError):
-                await self._look(proposer, channels)
+                await self._look(proposer, channels, registries)
             await asyncio.sleep(LOOK_S)
 
-    async def _look(self, proposer: Proposer, channels: dict[str, grpc.aio.Channel]) -> None:
+    async def _look(
+        self, proposer: Proposer, channels: Channels, registries: Mapping[str, Registry]
+    ) -> None:
         value, _ = await proposer.read(POLICY_KEY)
         if value is None:
             return
@@ -87,7 +93,7 @@ class Operator:
         self.epoch = max(self.epoch, policy.epoch)
         if self._wished:
             source, target = self._wished.pop()
-            if not await self._ask(Kind.SWITCHOVER, source, target, proposer, channels):
+            if not await self._ask(Kind.SWITCHOVER, source, target, proposer, channels, registries):
                 self._refused.append((source, target))
             return
         for name in self._world.layout.idcs:
@@ -95,11 +101,11 @@ class Operator:
                 # A failover of another IDC ends a drain in the middle, and nobody goes on with it.
                 stays = policy.state(name) is IdcState.DRAINING and policy.operation is None
                 kind = Kind.UNDRAIN if stays else Kind.FAILBACK
-                await self._ask(kind, name, "", proposer, channels)
+                await self._ask(kind, name, "", proposer, channels, registries)
                 return
         if self._refused:
             source, target = self._refused.pop()
-            await self._ask(Kind.SWITCHOVER, source, target, proposer, channels)
+            await self._ask(Kind.SWITCHOVER, source, target, proposer, channels, registries)
 
     async def _ask(
         self,
@@ -107,7 +113,8 @@ class Operator:
         idc: str,
         target: str,
         proposer: Proposer,
-        channels: dict[str, grpc.aio.Channel],
+        channels: Channels,
+        registries: Mapping[str, Registry],
     ) -> bool:
         """Whether it was committed."""
         facts: dict[str, IdcFacts] = {}
@@ -119,7 +126,8 @@ class Operator:
         marks = {name: mark_of(each) for name, each in facts.items()}
         request = f"{self._rng.getrandbits(64):016x}"
         change = Change(kind, idc, request, "operator", target)
-        evidence = Evidence(facts, (), list(self._world.layout.voters), marks)
+        votes = await votes_now("admin", registries, self._world.clock)
+        evidence = Evidence(facts, votes, list(self._world.layout.voters), marks)
         decision = await commit(proposer, self._world.region, change, evidence, self._world.clock)
         if decision.sentence != self.refusal:
             self.refusal = decision.sentence

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from imcore.region.model import Region
 from services.loadgen.recorder import Deaf
-from services.sdk import Client, Event
+from services.sdk import Client, Event, Message
 from services.sim.region import Layout
 from services.sim.world import SimSession, World
 
@@ -97,6 +97,21 @@ class Stage:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(5):
                     await device.close()
+
+
+class Talk:
+    """What one device says to another's user, each time until the other one has it."""
+
+    def __init__(self, stage: Stage, who: Device, to: Device) -> None:
+        self._stage, self._who, self._to = stage, who, to
+        self._said: list[bytes] = []
+
+    async def says(self, text: bytes) -> None:
+        """Raises TimeoutError: it does not come, or not alone and in order."""
+        self._said.append(text)
+        chat = self._who.client.direct(self._to.client.uid)
+        await self._who.do(lambda client: client.send(chat, text))
+        await self._stage.until(lambda: [m.content for m in self._to.of(Message)] == self._said, 20)
 
 
 @contextlib.asynccontextmanager

@@ -100,9 +100,7 @@ def _paused(machine: Machine) -> bool:
 def _votes(machine: Machine) -> list[Pair]:
     """That its process has cast, as they stand in its own registry."""
     store = machine.registry
-    rows = store._state.range(VOTES) if store is not None else []
-    if store is not None:  # as readers see them
-        rows = [row for row in rows if not store._is_over(row)]
+    rows = store.standing(VOTES) if store is not None else []
     return [(machine.name, str(json.loads(row.value)["accused"])) for row in rows]
 
 

@@ -18,10 +18,10 @@ from imcore.errors import BadInput, ImError
 from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 from imcore.region.model import Region
-from imcore.region.rules import split
+from imcore.region.rules import split, voters_of
 from services.control.anchoring import Anchoring
 from services.control.caspaxos import Proposer
-from services.control.controller import Controller, voters_of
+from services.control.controller import Controller
 from services.control.peer_calls import PeerCalls
 from services.control.voting import PREFIX as VOTES
 from services.engines.registry_grpc import RegistryServicer, RemoteRegistry

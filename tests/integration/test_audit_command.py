@@ -131,6 +131,11 @@ async def test_whether_the_safety_rules_were_kept(tmp_path: Path) -> None:
     assert "BROKEN active-idcs-min" in out
     assert out.splitlines()[-1] == "2 changes judged, 1 broke a rule"
 
+    # What stands behind a break is not judged, and that is said.
+    path.write_bytes(b"{}\n" + data)
+    status, out, errors = await imctl(tmp_path, "audit", "rules")
+    assert errors.startswith(f"warning: {path}: edited: line 1")
+
 
 async def test_a_cut_end_and_a_chain_written_anew_are_found(tmp_path: Path) -> None:
     async with with_decisions(tmp_path) as node:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from services.sdk import ConnectionChanged, Message
+from services.sdk import ConnectionChanged
 from services.sim.loop import Owner
 from services.sim.region import SPLIT_FROM, Layout, layout_of
 from services.sim.run import run_seed
-from services.sim.testing import Stage, play
+from services.sim.testing import Stage, Talk, play
 from services.sim.world import Machine
 
 IDC = "fra"
@@ -22,20 +22,14 @@ def test_it_takes_over_and_no_client_loses_its_connection(tmp_path: Path) -> Non
         machine = stage.world.machines[IDC]
         ann = await stage.device("ann", "phone", IDC)
         bob = await stage.device("bob", "phone", IDC)
-        chat, sent = ann.client.direct("bob"), list[bytes]()
-
-        async def says(text: bytes) -> None:
-            sent.append(text)
-            await ann.do(lambda client: client.send(chat, text))
-            await stage.until(lambda: [each.content for each in bob.of(Message)] == sent, 20)
-
-        await says(b"by the first")
+        talk = Talk(stage, ann, bob)
+        await talk.says(b"by the first")
         killed: Callable[[Machine], None] = lambda machine: machine.crash(alone=True)  # noqa: E731
         for number, ends in enumerate((killed, Machine.stop, killed)):
             first, second = machine.owner, machine.waits
             ends(machine)
             await stage.until(partial(_serves, machine, second), 10)
-            await says(b"by the one that waited, %d" % number)
+            await talk.says(b"by the one that waited, %d" % number)
             machine.start()
             assert machine.waits not in (None, first, second)
             await asyncio.sleep(1)

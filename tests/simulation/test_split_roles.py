@@ -11,7 +11,7 @@ import pytest
 from services.sdk import ConnectionChanged, Message
 from services.sim.region import SPLIT_EVERY, SPLIT_FROM, Layout, layout_of
 from services.sim.run import run_seed
-from services.sim.testing import Device, Stage, play
+from services.sim.testing import Device, Stage, Talk, play
 from services.sim.world import Beside, Machine
 from services.split.core import FIRST_S
 from services.split.ways import PREFIX
@@ -42,13 +42,7 @@ def test_no_process_but_the_gateways_takes_a_connection_with_it(
         await stage.until(lambda: by_route(machine) == (2 if routes else 0))
         ann = await stage.device("ann", "phone", IDC)
         bob = await stage.device("bob", "phone", IDC)
-        chat, sent = ann.client.direct("bob"), list[bytes]()
-
-        async def says(text: bytes) -> None:
-            sent.append(text)
-            await ann.do(lambda client: client.send(chat, text))
-            await stage.until(lambda: got(bob) == sent, 20)
-
+        says = Talk(stage, ann, bob).says
         await says(b"all are there")
         for number, route in enumerate(named(machine, "route")):
             route.crash()

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from imctl.auditrules import as_row, judged, sentence, verdict
+from imctl import output
+from imctl.auditrules import as_row, judged, sentence, table, verdict
 from services.control.evaluate import Decision
 from services.control.evidence import Evidence
 from services.control.operations import audit
@@ -197,3 +198,13 @@ def test_other_lines_are_passed_over(log: Log) -> None:
         {"fault": "kill", "outcome": "done"}, row | {"at_ms": "soon"},
     ]  # fmt: skip
     assert [each.epoch for each in judged(strange, REGION)] == [2]
+
+
+def test_what_is_shown_of_a_planted_line_steers_no_terminal(
+    log: Log, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted = log.make(change(Kind.DRAIN)) | {"sentence": "kept\x1b[2K\x1b[1A"}
+    planted["evidence"]["idcs"]["sin"]["age_ms"] = 9_999
+    output.console().print(table(judged([planted], REGION)))
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "BROKEN evidence-age" in shown
