@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from imcore.media import MediaRef
 from services.loadgen.ports import Acked, Listener, Standing, Stood
 from services.loadgen.standing import standing
 from services.sdk import (
@@ -73,10 +74,11 @@ class SdkSession:
         *,
         reply: str = "",
         mentions: Sequence[str] = (),
+        media: Sequence[MediaRef] = (),
         sticker: str = "",
     ) -> Acked:
         sent = await self._client.send(
-            conversation, content, reply=reply, mentions=mentions, sticker=sticker
+            conversation, content, reply=reply, mentions=mentions, media=media, sticker=sticker
         )
         return Acked("degraded" if sent.degraded else "stored", sent.place)
 

@@ -23,7 +23,8 @@ _PLACES = {
 
 OPERATOR = "near-iad"  # where the operator sits
 WITNESS_EVERY = 4  # so many seeds, one has two IDCs and a witness
-SPLIT_FROM, SPLIT_EVERY = 1_000_000, 3  # of so many seeds one has roles that run apart
+FRESH_FROM = 1_000_000  # seeds from here on are those that nobody has named
+SPLIT_EVERY = 3  # of so many of them one has roles that run apart
 ANTI_FLAP_MS = 8_000  # so that an IDC is emptied several times in a minute
 # So low that a burst meets them: some of it is refused, and what comes behind it is not.
 LIMITS = {
@@ -43,7 +44,8 @@ class Layout(NamedTuple):
     """``witness``: the place of one, or empty. ``tight``: limits and anti-flap are such that a
     minute of load meets them. ``split``: gateways are processes beside the core of their IDC, and
     so are that many ``routes`` and ``ipconfs`` (0: ipconf runs in the core). ``standby``, of a
-    split one: a second core of each IDC waits until the first is gone."""
+    split one: a second core of each IDC waits until the first is gone. ``files``: clients send
+    some. ``sealed``: some of what is said is encrypted."""
 
     idcs: tuple[str, ...] = PLACES
     witness: str = ""
@@ -52,6 +54,8 @@ class Layout(NamedTuple):
     routes: int = 0
     ipconfs: int = 0
     standby: bool = False
+    files: bool = False
+    sealed: bool = False
 
     @property
     def voters(self) -> tuple[str, ...]:
@@ -69,13 +73,14 @@ def layout_of(seed: int) -> Layout:
     layout = Layout(tight=True)
     if seed % WITNESS_EVERY == WITNESS_EVERY - 1:
         layout = Layout(PLACES[:2], PLACES[2], tight=True)
-    # Smaller ones are named in tests, and stay the worlds that they were.
-    if seed >= SPLIT_FROM and seed % SPLIT_EVERY == 0:
+    if seed < FRESH_FROM:  # named in tests, they stay the worlds that they were
+        return layout
+    if seed % SPLIT_EVERY == 0:
         number = seed // SPLIT_EVERY
         layout = layout._replace(
             split=True, routes=number % 3, ipconfs=2 * (number % 2), standby=number // 2 % 2 == 1
         )
-    return layout
+    return layout._replace(files=True, sealed=True)
 
 
 def region(layout: Layout, gateways: int = 2) -> Region:
@@ -86,6 +91,7 @@ def region(layout: Layout, gateways: int = 2) -> Region:
             "ipconf": f"127.0.0.1:{port + (IPCONFS_ABOVE if layout.ipconfs else 1)}",
             "peer": f"127.0.0.1:{port + 2}",
             "admin": f"127.0.0.1:{port + 3}",
+            **({"media": f"127.0.0.1:{port + 4}"} if layout.files and layout.ipconfs else {}),
         }
 
     idcs = [
@@ -113,6 +119,8 @@ def region(layout: Layout, gateways: int = 2) -> Region:
     some: dict[str, Any] = {}
     if layout.witness:
         some["witness"] = {"name": layout.witness, "peer": endpoints(len(PLACES))["peer"]}
+    if layout.files:
+        some["media"] = {}
     if layout.tight:
         some |= {"safety": {"anti_flap_ms": ANTI_FLAP_MS}, "limits": LIMITS}
         some["messages"] = {"push_group_members_max": HUGE_ABOVE}

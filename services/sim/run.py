@@ -32,6 +32,7 @@ from services.sim.asking import Asking
 from services.sim.busy import Busy
 from services.sim.doings import Doings
 from services.sim.faults import Faults
+from services.sim.filing import Filing
 from services.sim.inside import DeadRoutes, lost_logs, mirrored_on, unfollowed, wrong_about_clocks
 from services.sim.loop import Stuck
 from services.sim.operating import Operator, settled
@@ -39,6 +40,7 @@ from services.sim.referring import Referring
 from services.sim.region import COUNTRIES, Layout
 from services.sim.relations import Relations
 from services.sim.ruling import Ruling
+from services.sim.sealed import Sealed
 from services.sim.truth import Truth
 from services.sim.world import World
 
@@ -50,6 +52,7 @@ OPERATIONS_MIN = 2_000
 FAULTS_MIN = 5
 MORE_S = 60.0  # at most
 RATES = Rates(31.0, 7.0)
+RATES_AMONG_OTHERS = Rates(24.0, 5.5)  # where some send files or encrypt besides
 START_S = 30.0
 RECOVER_S = 90.0
 SETTLE_S = 60.0
@@ -134,6 +137,7 @@ class _Run:
         self._seconds = seconds
         self._history: list[h.Event] = []
         self._quiet_since = 0.0
+        self._replicas: dict[str, int] = {}  # a number for each content, which may be encrypted
         rng = random.Random(f"load {world.seed}")
         self.recorder = Recorder(self._write, world.loop.time)
         layout = world.layout
@@ -150,6 +154,9 @@ class _Run:
         self._ruling = Ruling(self._load, self.recorder, world.seed)
         self._asking = Asking(self._load, self.recorder, world.seed, world.connect)
         self._busy: list[Busy] = [self._doings, self._relations, self._ruling, self._asking]
+        self._filing = Filing(self._load, self.recorder, world, self._referring)
+        self._sealed = Sealed(self._load, self.recorder, world)
+        self._busy += [self._filing] * layout.files + [self._sealed] * layout.sealed
         self._operator = Operator(world)
         self._faults = Faults(
             world,
@@ -162,6 +169,9 @@ class _Run:
 
     def _write(self, event: h.Event) -> None:
         self._history.append(event)
+        if isinstance(event, h.Replica) and self._world.layout.sealed:
+            number = self._replicas.setdefault(event.hash, len(self._replicas))
+            event = event._replace(hash=f"content {number}")  # ciphertext is not the seed's
         self._world.trace.add(f"history {type(event).__name__} {' '.join(map(str, event[1:]))}")
 
     async def script(self) -> None:
@@ -175,7 +185,7 @@ class _Run:
         outcome.doings = sum((each.counts for each in self._busy), Counter())
         outcome.violated += self._world.failures
         outcome.violated += self._asking.wrong
-        outcome.violated += self._referring.wrong
+        outcome.violated += self._referring.wrong + self._filing.wrong + self._sealed.wrong
         outcome.violated += self._truth.safety.found
         report = check_events(self._history)
         outcome.verdict = report.sentence()
@@ -189,8 +199,11 @@ class _Run:
         watching = asyncio.ensure_future(self._watch())  # from the first policy on
         await self._until(self._all_serve, START_S, "not every IDC serves after the start")
         await load.open()
+        if world.layout.sealed:
+            await self._sealed.open()
         world.spawn(self._operator.owner, self._operator.run())
-        background = [watching, asyncio.ensure_future(load.run(RATES))]
+        rates = RATES_AMONG_OTHERS if world.layout.sealed else RATES
+        background = [watching, asyncio.ensure_future(load.run(rates))]
         faults = asyncio.ensure_future(self._faults.run())
         doings = [asyncio.ensure_future(each.run()) for each in self._busy]
         await asyncio.sleep(self._seconds)
@@ -212,7 +225,9 @@ class _Run:
         if not await load.settle(SETTLE_S):
             self._outcome.violated.append("not every send is answered, or not everything shown")
         with contextlib.suppress(TimeoutError):  # then the checker tells what differs
-            await self._until(self._doings.complete, SETTLE_S, "not all show the same")
+            await self._until(self._complete, SETTLE_S, "not all show the same")
+        self._sealed.judge()
+        await self._filing.judge()
         await self._compare()
         await self._look_inside()
         self.recorder.quiet(list(self._addresses))
@@ -227,7 +242,11 @@ class _Run:
         for uid, idc, reason in failures:
             self._outcome.violated.append(f"a fresh login of {uid} at {idc} failed: {reason}")
         background[0].cancel()
+        await self._sealed.close()
         await load.close()
+
+    def _complete(self) -> bool:
+        return self._doings.complete() and self._sealed.complete()
 
     def _looks(self) -> list[Look]:
         """What has to be looked at, by one login of each user."""

@@ -59,6 +59,7 @@ EPOCH_MS = 1_800_000_000_000
 DURABLE = 0.3  # of the devices: so many keep their outbox in a file
 RESTART_S = 1.0  # until a process that ended by itself is started again
 ROUTES_ABOVE = 50  # the port of the peer endpoint
+OPTIONS = Options(client="sim/1", transfer_timeout_ms=20_000)  # of a client
 LOOK_S = 0.2  # nothing computes for long here, so the loop is late only once a pause ends
 
 log = logging.getLogger("im.sim")
@@ -454,8 +455,9 @@ class World:
                 self._sites[address] = idc.name
             for number in range(1, self.layout.routes + 1):
                 self._sites[f"{host}:{self.route_port(idc.name, number)}"] = idc.name
-            if idc.endpoints.admin is not None:
-                self._sites[idc.endpoints.admin] = idc.name
+            for endpoint in (idc.endpoints.admin, idc.endpoints.media):
+                if endpoint is not None:
+                    self._sites[endpoint] = idc.name
         self.witness: WitnessMachine | None = None
         if (witness := self.region.spec.witness) is not None:
             self._sites[witness.peer] = witness.name
@@ -585,8 +587,8 @@ class World:
         def make() -> tuple[Client, SdkSession]:
             ipconf = IpconfClient(urls, self.pki / "ca.pem", rng, Connector)
             client = Client(
-                token, ipconf, outbox=store, options=Options(client="sim/1"), clock=self.clock,
-                rng=rng, dialer=PlaintextDialer(), encryption_key=encryption_key,
+                token, ipconf, outbox=store, options=OPTIONS, clock=self.clock, rng=rng,
+                dialer=PlaintextDialer(), encryption_key=encryption_key,
             )  # fmt: skip
             client.on(self._note)
             return client, SimSession.session_of(client, ipconf, listener)

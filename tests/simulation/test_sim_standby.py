@@ -9,7 +9,7 @@ from pathlib import Path
 
 from services.sdk import ConnectionChanged
 from services.sim.loop import Owner
-from services.sim.region import SPLIT_FROM, Layout, layout_of
+from services.sim.region import FRESH_FROM, Layout, layout_of
 from services.sim.run import run_seed
 from services.sim.testing import Stage, Talk, play
 from services.sim.world import Machine
@@ -63,7 +63,7 @@ def test_it_waits_for_one_that_stands_still(tmp_path: Path) -> None:
 
 
 def test_a_seed_has_some() -> None:
-    seed = next(n for n in range(SPLIT_FROM, SPLIT_FROM + 99) if layout_of(n).standby)
+    seed = next(n for n in range(FRESH_FROM, FRESH_FROM + 99) if layout_of(n).standby)
     outcome = run_seed(seed, 8.0)
     assert not outcome.violated
     assert any("this one takes over" in line for line in outcome.trace)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.sdk import ConnectionChanged, Message
-from services.sim.region import SPLIT_EVERY, SPLIT_FROM, Layout, layout_of
+from services.sim.region import FRESH_FROM, SPLIT_EVERY, Layout, layout_of
 from services.sim.run import run_seed
 from services.sim.testing import Device, Stage, Talk, play
 from services.sim.world import Beside, Machine
@@ -101,7 +101,7 @@ def test_a_route_instance_that_stands_still_is_no_way_for_longer_than_its_first_
 
 
 def test_of_fresh_seeds_one_in_three_has_roles_that_run_apart() -> None:
-    layouts = [layout_of(SPLIT_FROM + number) for number in range(36)]
+    layouts = [layout_of(FRESH_FROM + number) for number in range(36)]
     split = [layout for layout in layouts if layout.split]
     assert len(split) == 36 // SPLIT_EVERY
     assert {layout.routes for layout in split} == {0, 1, 2}
@@ -111,7 +111,7 @@ def test_of_fresh_seeds_one_in_three_has_roles_that_run_apart() -> None:
 
 
 def test_a_part_of_a_seed_with_roles_apart_meets_the_loss_of_each(tmp_path: Path) -> None:
-    seed = next(n for n in range(SPLIT_FROM, SPLIT_FROM + 99) if layout_of(n).routes == 2)
+    seed = next(n for n in range(FRESH_FROM, FRESH_FROM + 99) if layout_of(n).routes == 2)
     outcome = run_seed(seed, 8.0)
     assert not outcome.violated
     assert outcome.faults["crash beside"] + outcome.faults["pause beside"]
