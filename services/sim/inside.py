@@ -15,6 +15,7 @@ from imcore import history as h
 from imcore.hlc import CLAMP_MS
 from imcore.proto import oplog_pb2 as oplog
 from services.im import keys
+from services.node.node import Node
 from services.ports import Kv
 from services.sim.world import World
 
@@ -62,6 +63,15 @@ class DeadRoutes:
         if node is None or owner is None or owner.paused:
             return False
         return node.traffic.usable(idc, gateway)
+
+
+def came_after_kick(node: Node, uid: str, device: str) -> bool:
+    """Whether a device that was kicked connected since, by HLC. Clocks that are some 100 ms off
+    make that another order than what who sees both IDCs would say, as long as the kick is made
+    where nobody has heard of the connection yet."""
+    route = node.live._routes.routes(uid).get(device)
+    kick = node.live._kicked._kicks.get((uid, device))
+    return route is not None and kick is not None and route.since > kick[0]
 
 
 def lost_logs(world: World) -> list[str]:

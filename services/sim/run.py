@@ -152,7 +152,7 @@ class _Run:
         self._doings = Doings(self._load, self.recorder, world.seed)
         self._relations = Relations(self._load, self.recorder, world.seed)
         self._ruling = Ruling(self._load, self.recorder, world.seed)
-        self._asking = Asking(self._load, self.recorder, world.seed, world.connect)
+        self._asking = Asking(self._load, self.recorder, world)
         self._busy: list[Busy] = [self._doings, self._relations, self._ruling, self._asking]
         self._filing = Filing(self._load, self.recorder, world, self._referring)
         self._sealed = Sealed(self._load, self.recorder, world)

@@ -14,9 +14,11 @@ from imcore.proto import oplog_pb2 as oplog
 from imcore.words import ClientKey, Origin
 from services.im import keys
 from services.ports import Kv
+from services.route.logins import Kicked
 from services.sim.inside import (
     DEAD_S,
     DeadRoutes,
+    came_after_kick,
     lost_logs,
     mirrored_on,
     unfollowed,
@@ -110,3 +112,16 @@ def test_an_idc_accepts_nothing_of_a_device_that_was_never_there() -> None:
 
     assert found("fra", "iad") == []
     assert len(found("iad")) == 1
+
+
+def test_a_kick_meets_no_connection_that_comes_after_it() -> None:
+    kicked = Kicked()
+    routes = {"spare": Made(since=20)}
+    live = Made(_kicked=kicked, _routes=Made(routes=lambda uid: routes))
+    node = cast(Any, Made(live=live))
+    assert not came_after_kick(node, "ann", "spare")  # of no kick anybody knows
+    kicked.add("ann", "spare", "", 21)
+    assert not came_after_kick(node, "ann", "spare")
+    routes["spare"] = Made(since=22)
+    assert came_after_kick(node, "ann", "spare")
+    assert not came_after_kick(node, "ann", "other")
