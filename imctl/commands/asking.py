@@ -27,6 +27,7 @@ from imctl.moveplan import as_document as plan_document
 from imctl.options import By, Format
 from imctl.opwatch import conclude, until_ended, until_followed
 from imctl.output import emit, notes
+from imctl.overriding import known_rule
 from imctl.statusview import idc_table
 from imctl.traffic import Control, Judged, document_of
 from imctl.ways import choose
@@ -41,7 +42,11 @@ from services.policy.document import IdcState, OperationState, Policy
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen; change nothing.")]
 Override = Annotated[
     str | None,
-    typer.Option(metavar="RULE-ID", help="Override this safety rule; recorded with the operation."),
+    typer.Option(
+        metavar="RULE-ID",
+        help="Override this safety rule; recorded with the operation.",
+        callback=known_rule,
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 

@@ -22,6 +22,7 @@ from imctl.errors import Aborted, Failed, Guarded
 from imctl.group import Commands
 from imctl.options import Data, Engines, FileData, Format, Output, RegionFile, SitesFile
 from imctl.output import emit, notes
+from imctl.overriding import known_rule
 from imctl.plan.document import Plan
 from imctl.plan.takes import Change
 from imctl.planning import check_data_fit, fields_of, folder_of, running
@@ -56,7 +57,11 @@ UndoOnFailure = Annotated[
 _WAYS = "`imctl rollout resume` continues it, `imctl rollout undo` undoes it"
 Override = Annotated[
     str | None,
-    typer.Option(metavar="RULE-ID", help="Override this safety rule in each drain; recorded."),
+    typer.Option(
+        metavar="RULE-ID",
+        help="Override this safety rule in each drain; recorded.",
+        callback=known_rule,
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 

@@ -17,6 +17,8 @@ from imctl.group import Commands
 from imctl.options import Data, IdcName
 from imctl.target.local import LINKPROXY, Local
 
+CLOCK_MS_MAX = 24 * 3_600_000
+
 From = Annotated[str, typer.Argument(metavar="A", help="An IDC or the witness.")]
 To = Annotated[str, typer.Argument(metavar="B", help="The other end.")]
 OneWay = Annotated[bool, typer.Option("--one-way", help="Only traffic from A to B.")]
@@ -137,7 +139,13 @@ fault = typer.Typer(
 def clock(
     idc: IdcName,
     offset_ms: Annotated[
-        int, typer.Argument(metavar="MS", help="Offset; negative: back; 0: restore.")
+        int,
+        typer.Argument(
+            metavar="MS",
+            min=-CLOCK_MS_MAX,
+            max=CLOCK_MS_MAX,
+            help="Offset, at most a day; negative: back; 0: restore.",
+        ),
     ],
     data: Data = None,
 ) -> None:

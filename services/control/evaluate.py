@@ -24,9 +24,6 @@ from services.policy.document import (
     Policy,
 )
 
-# Not rules of safety but of sense: no override makes them pass.
-ALWAYS = frozenset({"expect-epoch", "transition", "override"})
-
 _S = IdcState
 _FROM: dict[str, frozenset[IdcState]] = {
     Kind.CORDON: frozenset({_S.ACTIVE}),
@@ -140,7 +137,7 @@ def evaluate(
     passed = tuple(
         blocker
         for blocker in blockers
-        if blocker.rule in change.overrides and blocker.rule not in ALWAYS
+        if blocker.rule in change.overrides and blocker.rule not in rules.ALWAYS
     )
     left = tuple(blocker for blocker in blockers if blocker not in passed)
     if left:
@@ -156,6 +153,11 @@ def _nonsense(case: Case) -> list[Blocker]:
         found.append(
             Blocker("override", str(len(change.overrides)), "1", "one override names one rule")
         )
+    found += [
+        Blocker("override", name, "a safety rule", rules.no_rule(name))
+        for name in change.overrides
+        if name not in rules.RULES
+    ]
     if change.expect_epoch and change.expect_epoch != policy.epoch:
         found.append(
             Blocker(

@@ -19,6 +19,14 @@ from services.policy.document import IdcPolicy, IdcState, Policy
 from services.policy.spread import Load, is_home, spread, with_row
 
 AHEAD_MS_MAX = 500
+# The ids of all rules: what an override may name.
+RULES = (
+    "active-idcs-min", "anti-flap", "automatic-failover", "caught-up", "evidence-age",
+    "freeze-window", "headroom", "hold-time", "log-applied-elsewhere", "not-accused",
+    "one-move-at-a-time", "replication-lag", "serving", "survivors-copies-agree", "votes-majority",
+)  # fmt: skip
+# Not rules of safety but of sense: no override makes them pass.
+ALWAYS = frozenset({"expect-epoch", "transition", "override"})
 
 
 class Blocker(NamedTuple):
@@ -488,3 +496,10 @@ def caught_up(case: Case) -> Blocker | None:
 
 def _ms(text: str) -> int:
     return int(datetime.fromisoformat(text).timestamp() * 1000)
+
+
+def no_rule(name: str) -> str:
+    """Why an override may not name it."""
+    if name in ALWAYS:
+        return f"no override makes {name} pass"
+    return f"no safety rule is called {name!r}; expected one of {', '.join(RULES)}"

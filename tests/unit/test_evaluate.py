@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import pytest
 
 from imcore.region.load import load_region
 from imcore.region.model import FreezeWindow, Region
+from services.control import evaluate as evaluating
+from services.control import rules
 from services.control.evaluate import Decision, evaluate
 from services.control.evidence import Evidence, IdcFacts, Mark, Vote, facts_from_status
 from services.control.rules import Change, Kind
@@ -218,6 +222,23 @@ def test_what_is_no_safety_rule_cannot_be_overridden(rule: str) -> None:
     wrong = change(Kind.UNCORDON, overrides=(rule,), expect_epoch=3)
     assert "transition" in blocked_by(decide(wrong))
     assert "expect-epoch" in blocked_by(decide(wrong))
+
+
+def test_an_override_of_a_rule_that_there_is_not_is_refused() -> None:
+    decision = decide(change(Kind.DRAIN, overrides=("replication-lags",)))
+    assert blocked_by(decision) == {"override"}
+    assert "no safety rule is called 'replication-lags'; expected one of" in decision.sentence
+
+
+def test_the_ids_of_rules_are_those_that_changes_are_refused_by() -> None:
+    found = {
+        node.args[0].value
+        for module in (evaluating, rules)
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        if node.func.id == "Blocker" and isinstance(node.args[0], ast.Constant)
+    }
+    assert found == {*rules.RULES, *rules.ALWAYS}
 
 
 def test_headroom_counts_what_would_move_to_each_survivor() -> None:
