@@ -102,6 +102,11 @@ class _Connection(QuicConnection):
         stream = self.stream()
         return stream.sender._buffer_stop - stream.sender._buffer_start if stream is not None else 0
 
+    def acknowledged(self) -> int:
+        """The highest packet that the peer has acknowledged, after the handshake."""
+        space = self._spaces.get(Epoch.ONE_RTT)
+        return space.largest_acked_packet if space is not None else 0
+
     def before_sending(self, now: float) -> None:
         """What goes out now takes along what there is to acknowledge."""
         stream, space = self.stream(), self._spaces.get(Epoch.ONE_RTT)
@@ -154,7 +159,7 @@ class QuicTransport(asyncio.Transport):
         self._reading = True
         self._held: list[bytes] = []  # what came while it is not to be read from
         self._eof = False
-        self._waits_since = 0.0  # since when something is not acknowledged
+        self._waits_since = 0.0  # since when nothing was acknowledged
         self._closing = False
         self._over = False
         self._peer: Any = None
@@ -187,8 +192,10 @@ class QuicTransport(asyncio.Transport):
             self._end(Lost("protocol"))
 
     def _take(self, data: bytes, address: Any, now: float) -> None:
+        before = self.quic.acknowledged()
         self.quic.receive_datagram(data, address, now)
-        self._waits_since = now
+        if self.quic.acknowledged() > before:  # anybody can send datagrams, and only he this
+            self._waits_since = now
         if self.quic.in_pieces():
             self.abort()
         self._happened()

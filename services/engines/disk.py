@@ -50,7 +50,8 @@ class Disk(Protocol):
         ...
 
     def read(self, path: str, offset: int = 0, size: int = -1) -> bytes:
-        """Up to ``size`` bytes (-1: the rest). Raises FileNotFoundError."""
+        """Up to ``size`` bytes (-1: the rest). Raises FileNotFoundError, or another OSError that
+        names the file."""
         ...
 
     def list(self, folder: str) -> list[str]:
@@ -139,7 +140,10 @@ class RealDisk:
     def read(self, path: str, offset: int = 0, size: int = -1) -> bytes:
         with open(path, "rb") as file:
             file.seek(offset)
-            return file.read(size)
+            try:
+                return file.read(size)
+            except OSError as error:  # of an open file it says no name
+                raise OSError(error.errno, error.strerror, path) from error
 
     def list(self, folder: str) -> list[str]:
         try:

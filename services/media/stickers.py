@@ -69,6 +69,10 @@ class Stickers:
                 log.info("which stickers there are is not known yet: %s", error)
             await asyncio.sleep(LOOK_S)
 
+    def deleted(self, name: MediaName) -> None:
+        """Its file is not here any more: it is fetched again as long as the catalogue names it."""
+        self._here.discard(name)
+
     async def _ahead(self, code: str, name: MediaName) -> None:
         """One that nobody has any more keeps no other one away."""
         try:

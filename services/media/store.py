@@ -166,6 +166,7 @@ class MediaStore:
         self.alarm = ""  # why files cannot be had, as far as it was looked
         self._locks = Locks()
         self._fetches: dict[MediaName, asyncio.Task[Record]] = {}
+        self.on_deleted: Callable[[MediaName], None] = lambda name: None  # from this IDC
 
     # ------------------------------------------------------------------------- life cycle
 
@@ -662,6 +663,7 @@ class MediaStore:
             by = by_note(owner_of(record.uid), name.key)
             await self._blobs.remove_note(name.sha256, by)
             await self._tidy(name.sha256)
+        self.on_deleted(name)
 
     async def _tidy(self, sha256: str) -> None:
         """It stays if a key leads to it, and is gone otherwise."""

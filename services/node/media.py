@@ -175,4 +175,5 @@ def open_media(node: Node) -> tuple[MediaStore, MediaApi] | None:
         await node.proposer.change(STICKERS, lambda _: document)
 
     stickers = Stickers(read, replace, store.keep, node.clock)
+    store.on_deleted = stickers.deleted
     return store, MediaApi(store, stickers, node.config.keys, node.median_clock, idcs)

@@ -16,7 +16,9 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from imcore import roles
+from imcore.listener import Listener
 from imcore.tls import monitor_ssl_context, peer_name
+from services.https import Https
 from services.metrics.hot import KINDS, Hot
 from services.node.metrics import (
     HOT_SHOWN,
@@ -58,11 +60,10 @@ class Monitor:
         app = probed(self.registry, self.not_ready, _for_viewers)
         if self._hottest is not None:
             app.router.add_get("/hot", _for_viewers(self._hot))
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        tls = monitor_ssl_context(self._pki, self._name)
-        await web.TCPSite(runner, host, port, ssl_context=tls).start()
+        # Bounded as the APIs of clients are: who probes it is known by nothing but its address.
+        https = Https(app, Listener)
+        stack.push_async_callback(https.stop)
+        await https.start(host, port, monitor_ssl_context(self._pki, self._name))
 
     async def _hot(self, request: web.Request) -> web.Response:
         hot = self._hottest() if self._hottest else None

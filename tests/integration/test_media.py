@@ -19,12 +19,13 @@ import aiohttp
 import pytest
 
 from imcore.errors import Unavailable
-from imcore.media import CHUNK_BYTES_MAX, Declared, MediaName
+from imcore.media import CHUNK_BYTES_MAX, Declared, MediaName, ref_json
 from imcore.region.model import Media, Messages, WhenUnreplicated
 from imcore.runtime import SystemClock
 from imcore.tls import client_ssl_context
 from services.engines.blob_files import FileBlobs
 from services.engines.disk import RealDisk
+from services.media import stickers
 from services.media.server import REQUESTS_BURST, REQUESTS_PER_S, MediaApi
 from services.media.stickers import FRESH_S, STICKERS_MAX, Stickers
 from services.media.store import Begun, Kept, MediaStore
@@ -591,6 +592,31 @@ async def test_every_idc_fetches_the_stickers_ahead(idcs: dict[str, Idc]) -> Non
     idcs["fra"].near.up = False
     named = (await iad.catalogue())["smile"].named
     assert await idcs["iad"].content(named) == DATA
+
+
+async def test_a_sticker_whose_file_is_deleted_is_fetched_again(
+    idcs: dict[str, Idc], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stickers, "LOOK_S", 0.01)
+    ref = (await idcs["fra"].upload()).ref
+    catalogue = json.dumps({"smile": ref_json(ref)}).encode()
+
+    async def read() -> bytes | None:
+        return catalogue
+
+    async def replace(document: bytes) -> None: ...
+
+    store = idcs["iad"].store
+    kept = Stickers(read, replace, store.keep, SystemClock())
+    store.on_deleted = kept.deleted
+    running = asyncio.ensure_future(kept.run())
+    async with asyncio.timeout(20):
+        for deleted in (False, True):
+            if deleted:
+                await store.delete("", True, ref.named)
+            while not await store.keeps(ref.named):  # noqa: ASYNC110 - another task fetches it
+                await asyncio.sleep(0.01)
+    running.cancel()
 
 
 async def test_a_fetch_that_is_cut_goes_on_where_it_was(idcs: dict[str, Idc]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from imcore.proto import client_pb2 as pb
 from imcore.tls import client_ssl_context
 from imcore.tokens import Claims, mint
 from imctl.testing.onenode import running
+from services import https
 from services.metrics.catalog import METRICS
 from services.metrics.hot import WINDOW_S
 from services.metrics.verbs import Verbs
@@ -133,6 +135,26 @@ async def test_a_certificate_of_another_region_is_not_let_in(tmp_path):
                 session.get(url, server_hostname=dns_name(node.idc)) as response,
             ):
                 await response.text()
+
+
+async def test_silent_connections_keep_no_probe_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(https, "OF_ONE_ADDRESS_MAX", 4)
+    async with running(tmp_path, False) as node:
+        await _ready(node)
+        host, _, port = str(node.config.idc.endpoints.metrics).rpartition(":")
+        tls: dict[str, Any] = {
+            "ssl": client_ssl_context(node.config.pki / "ca.pem"),
+            "server_hostname": dns_name(node.idc),
+        }
+        silent = [await asyncio.open_connection(host, int(port)) for _ in range(12)]
+        silent += [await asyncio.open_connection(host, int(port), **tls) for _ in range(12)]
+        assert (await _get(node, "/livez"))[0] == 200
+        for reader, _ in silent[12:20]:
+            async with asyncio.timeout(5):  # they made room
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
+        for _, writer in silent:
+            writer.transport.abort()
 
 
 async def test_it_says_why_it_is_not_ready(tmp_path):

@@ -395,3 +395,10 @@ async def test_a_log_is_not_damaged_because_no_file_descriptor_is_left(
     disk.problem = 0
     assert [record.payload for record in await log.read(0, 1, 100)] == [b"kept"]
     await store.close()
+
+
+def test_a_disk_that_does_not_read_names_the_file() -> None:
+    path = "/proc/self/mem"  # nothing is at its start, and the kernel says so as a bad disk does
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        RealDisk().read(path, 0, 10)
+    assert raised.value.filename == path

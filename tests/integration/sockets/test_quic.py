@@ -197,6 +197,24 @@ async def test_a_client_that_is_gone_without_a_word_is_given_up(pki_dir: Path):
         await eventually(lambda: len(front.gateways[0]) == 1)
 
 
+async def test_what_a_stranger_sends_for_him_is_no_sign_of_life(pki_dir: Path):
+    async with (
+        made(pki_dir, GatewayConfig(user_timeout_ms=700)) as front,
+        Line(port(front)) as line,
+        asyncio.timeout(10),
+    ):
+        await front.connect("ann", quic_port=line.port)
+        bob, _ = await front.connect("bob")
+        line.blocked = True
+        await say(bob, b"are you there?")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            while len(front.gateways[0]) == 2:
+                for ident in listener(front.gateways[0])._by_id:
+                    forged = b"\x40" + ident + os.urandom(40)
+                    stranger.sendto(forged, ("127.0.0.1", port(front)))
+                await asyncio.sleep(0.1)
+
+
 # ---------------------------------------------------------------------------------- strangers
 
 
