@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from imcore.errors import ImError
 from imcore.media import MediaName, MediaRef
+from imcore.words import is_group
 from services.loadgen.load import Load, Member
 from services.loadgen.recorder import Recorder
 from services.sim.busy import Busy
@@ -45,12 +46,15 @@ class Filing(Busy):
         self._numbers = itertools.count()
 
     async def upload(self) -> None:
-        """Into a conversation that its device was shown something of; what broke off before, from
-        the same or another device of its user, which goes on with it."""
+        """Into a conversation of the load that its device was shown something of: who leaves one
+        of the others counts what was sent to it. What broke off before, from the same or another
+        device of its user, is gone on with."""
         member = self._anybody()
-        if member is None or not member.ear.recent:
+        recent = [each[0] for each in member.ear.recent] if member is not None else []
+        own = [each for each in recent if not is_group(each) or each in self._load.groups]
+        if member is None or not own:
             return
-        uid, conversation = member.client.uid, member.ear.recent[-1][0]
+        uid, conversation = member.client.uid, own[-1]
         size = int(math.exp(self._rng.uniform(0, math.log(BYTES_MAX))))
         data = self._broken_off.pop(uid, None) or self._rng.randbytes(size)
         client = self._session(member).client
