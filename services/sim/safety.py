@@ -55,7 +55,8 @@ class Site:
 class Look:
     """One moment. ``sites``: the IDCs that serve. ``troubled``: (voter, whom): something stands
     between them, or is wrong with one of them. ``votes``: (voter, accused), as they stand in the
-    voters' registries. ``calm``: nobody is paused and no way is cut, so that nothing of earlier
+    voters' registries; ``held``: those that say they were held for so long that they count.
+    ``calm``: nobody is paused and no way is cut, so that nothing of earlier
     can come to its end just now."""
 
     t: float
@@ -63,6 +64,7 @@ class Look:
     troubled: frozenset[Pair] = frozenset()
     votes: frozenset[Pair] = frozenset()
     calm: bool = True
+    held: frozenset[Pair] = frozenset()
 
 
 def _outcome(policy: Policy) -> Outcome | None:
@@ -221,8 +223,7 @@ class Safety:
         """What begins now: an IDC is emptied, or is to get its clients back."""
         name = opened.idc
         if opened.kind == "failback":
-            looks = self._between(window[0].t - self._safety.hold_ms / 1000, change.asked)
-            if all(len(self._accusers(look, name)) >= self._most for look in looks):
+            if all(len(self._accusers(look.held, name)) >= self._most for look in window):
                 yield Broken("not-accused", f"a majority accuses {name} all the time")
             return
         yield from self._lags(change.old, name, window)
@@ -233,7 +234,9 @@ class Safety:
                 yield Broken("serving", sentence)
 
     def _of_failover(self, change: Change, name: str, window: list[Look]) -> Iterable[Broken]:
-        most = max((self._accusers(look, name) for look in window), key=len, default=set[str]())
+        most = max(
+            (self._accusers(look.votes, name) for look in window), key=len, default=set[str]()
+        )
         if len(most) < self._most:
             yield Broken(
                 "votes-majority",
@@ -319,8 +322,8 @@ class Safety:
             if idc.name != name and policy.state(idc.name) is _S.ACTIVE
         ]
 
-    def _accusers(self, look: Look, name: str) -> set[str]:
-        return {voter for voter, accused in look.votes if accused == name != voter}
+    def _accusers(self, votes: frozenset[Pair], name: str) -> set[str]:
+        return {voter for voter, accused in votes if accused == name != voter}
 
     def _longest(self, voter: str, name: str, since: float, until: float) -> float:
         """For how long something stood between the two without a break that anybody could have

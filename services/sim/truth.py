@@ -71,12 +71,15 @@ class Truth:
         world = self._world
         names = world.layout.voters
         cut = any(world.net.link(a, b).cut for a in names for b in names if a != b)
+        votes = [vote for each in world.voters for vote in _votes(each)]
+        hold_ms = world.region.spec.safety.hold_ms
         return Look(
             now,
             {name: site for name, each in world.machines.items() if (site := _site(world, each))},
             frozenset((a, b) for a in names for b in names if a != b and self._troubled(a, b)),
-            frozenset(vote for each in world.voters for vote in _votes(each)),
+            frozenset(pair for pair, _ in votes),
             not cut and not any(_paused(each) for each in world.voters),
+            frozenset(pair for pair, held_ms in votes if held_ms >= hold_ms),
         )
 
     def _troubled(self, voter: str, other: str) -> bool:
@@ -97,11 +100,13 @@ def _paused(machine: Machine) -> bool:
     return machine.owner is not None and machine.owner.paused
 
 
-def _votes(machine: Machine) -> list[Pair]:
-    """That its process has cast, as they stand in its own registry."""
+def _votes(machine: Machine) -> list[tuple[Pair, int]]:
+    """That its process has cast, as they stand in its own registry, and for how long it says that
+    it has held them, in ms."""
     store = machine.registry
     rows = store.standing(VOTES) if store is not None else []
-    return [(machine.name, str(json.loads(row.value)["accused"])) for row in rows]
+    votes = [json.loads(row.value) for row in rows]
+    return [((machine.name, str(vote["accused"])), int(vote["held_ms"])) for vote in votes]
 
 
 def _site(world: World, machine: Machine) -> Site | None:

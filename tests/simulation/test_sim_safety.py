@@ -61,6 +61,7 @@ class Scene:
         seconds: float,
         away: str = "",
         votes: Iterable[Pair] = (),
+        held: Iterable[Pair] | None = None,
         troubled: Iterable[Pair] = (),
         calm: bool = True,
     ) -> None:
@@ -69,7 +70,8 @@ class Scene:
         sites = {name: each for name, each in self.sites.items() if name != away}
         for _ in range(int(seconds / STEP_S)):
             self.t += STEP_S
-            self.judge.look(Look(self.t, sites, frozenset(pairs), frozenset(votes), calm))
+            found = frozenset(votes) if held is None else frozenset(held)
+            self.judge.look(Look(self.t, sites, frozenset(pairs), frozenset(votes), calm, found))
 
     def take(self, policy: Policy, registries: Iterable[str] = IDCS[:2]) -> None:
         """These registries take the document."""
@@ -481,6 +483,10 @@ def test_who_is_accused_all_the_time_does_not_return() -> None:
     scene.commit("fra", IdcPolicy(S.FAILED))
     scene.pass_by(12.0, votes=votes)
     scene.pass_by(1.0)
+    assert scene.start("failback", "fra", IdcPolicy(S.RECOVERING)) == []
+    scene = Scene()
+    scene.commit("fra", IdcPolicy(S.FAILED))
+    scene.pass_by(12.0, votes=votes, held=votes[:1])  # the other has forgotten since when
     assert scene.start("failback", "fra", IdcPolicy(S.RECOVERING)) == []
 
 
