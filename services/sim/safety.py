@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from imcore.region.model import Region
@@ -42,13 +42,15 @@ class Ballot(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Site:
     """An IDC that serves: the end of its own log in each partition, and what it holds and has
-    applied of every log, by origin."""
+    applied of every log, by origin; ``sealed``: where those have ended that nobody goes on with,
+    as far as it knows."""
 
     origin: str
     sessions: int
     ends: Ends
     held: Mapping[str, Ends]
     applied: Mapping[str, Ends]
+    sealed: Mapping[str, Ends] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +236,7 @@ class Safety:
                 yield Broken("serving", sentence)
 
     def _of_failover(self, change: Change, name: str, window: list[Look]) -> Iterable[Broken]:
-        most = max(
-            (self._accusers(look.votes, name) for look in window), key=len, default=set[str]()
-        )
+        most = max((self._known(look, name) for look in window), key=len, default=set[str]())
         if len(most) < self._most:
             yield Broken(
                 "votes-majority",
@@ -265,22 +265,24 @@ class Safety:
         least = min((s.sessions if (s := look.sites.get(name)) else 0) for look in window)
         looks = self._between(change.former_at - WINDOW_S, change.asked)
         empty = self._empty(name, looks)
-        if least or empty is None:
+        if least or not empty:
             yield Broken("log-applied-elsewhere", f"{name} had {least} sessions at least")
             return
         for taker in self._takers_but(name, change.old):
-            best = self._best(taker, looks, lambda site: site.applied.get(empty.origin, ()))
-            if not _covers(best, empty.ends):
-                yield Broken(
-                    "log-applied-elsewhere",
-                    f"{taker} has applied {best} of {empty.origin}, whose ends were "
-                    f"{empty.ends} when it had no session",
-                )
+            for origin, ends in empty.items():
+                best = self._best(taker, looks, lambda site, o=origin: site.applied.get(o, ()))  # type: ignore[misc]
+                if not _covers(best, wanted := self._up_to_seal(origin, ends, looks)):
+                    yield Broken(
+                        "log-applied-elsewhere",
+                        f"{taker} has applied {best} of {origin}, whose ends were "
+                        f"{wanted} when it had no session",
+                    )
 
-    def _empty(self, name: str, looks: list[Look]) -> Site | None:
-        """The IDC when it had no session first: at some moment since the look before, and its log
+    def _empty(self, name: str, looks: list[Look]) -> dict[str, Ends]:
+        """When the IDC had no session first: at some moment since the look before, and its log
         ended there no earlier than it was seen to then. One that does not serve has none; before
-        it served first there was nothing to see."""
+        it served first there was nothing to see. Of each of its incarnations, as an origin."""
+        found: dict[str, Ends] = {}
         for look in looks:
             site = look.sites.get(name)
             if site is not None and site.sessions:
@@ -289,8 +291,14 @@ class Safety:
             if site is None or (before and before.sessions and before.origin == site.origin):
                 site = before
             if site is not None:
-                return site
-        return None
+                found.setdefault(site.origin, site.ends)
+        return found
+
+    def _up_to_seal(self, origin: str, ends: Ends, looks: Iterable[Look]) -> Ends:
+        """What lies above a seal counts no more: who holds it has published it again as his."""
+        seals = (each.sealed.get(origin) for look in looks for each in look.sites.values())
+        seal = next(filter(None, seals), ends)
+        return tuple(min(pair) for pair in zip(ends, seal, strict=True))
 
     def _last_site(self, name: str, t: float) -> Site | None:
         """As it was seen to serve last, before then."""
@@ -321,6 +329,12 @@ class Safety:
             for idc in self._region.spec.idcs
             if idc.name != name and policy.state(idc.name) is _S.ACTIVE
         ]
+
+    def _known(self, look: Look, name: str) -> set[str]:
+        """Who has accused it, for one whose evidence is as old as it may be."""
+        since = look.t - self._safety.evidence_age_ms_max / 1000
+        looks = self._between(since, look.t)
+        return set[str]().union(*(self._accusers(each.votes, name) for each in looks))
 
     def _accusers(self, votes: frozenset[Pair], name: str) -> set[str]:
         return {voter for voter, accused in votes if accused == name != voter}

@@ -120,4 +120,5 @@ def _site(world: World, machine: Machine) -> Site | None:
         applied[str(origin)] = tuple(p.applier.lsn(origin) for p in node.partitions)
     own = node.store.own()
     ends = tuple(own.end(p.number).lsn for p in node.partitions) if own is not None else ()
-    return Site(str(node.origin), node.state.connected_count(), ends, held, applied)
+    sealed = {str(origin): seal for origin, seal in node.seals.known().items()}
+    return Site(str(node.origin), node.state.connected_count(), ends, held, applied, sealed)

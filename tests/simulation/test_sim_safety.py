@@ -377,6 +377,35 @@ def test_an_idc_that_starts_again_has_no_session_either() -> None:
     assert scene.commit("fra", DRAINED, operation=None) == []
 
 
+def test_of_an_incarnation_that_was_sealed_only_what_lies_below_counts() -> None:
+    """Seed 675922750170: it was drained when its log was damaged, and began anew."""
+    for applied, found in (((110, 115), []), ((110, 112), ["log-applied-elsewhere"])):
+        scene = Scene()
+        scene.start("drain", "fra", DRAINING)
+        scene.sites["fra"] = site("fra", ends=(120, 120))
+        scene.pass_by(1.0)
+        scene.pass_by(1.0, "fra")
+        full = {"fra.1": (110, 115), "fra.2": (5, 5), "iad.1": (100, 100), "sin.1": (100, 100)}
+        sealed = {"fra.1": (110, 115)}
+        scene.sites["fra"] = Site("fra.2", 0, (5, 5), full, full, sealed)
+        scene.sites["sin"] = site("sin", applied=full)
+        scene.sites["iad"] = site("iad", applied=full | {"fra.1": applied})
+        scene.pass_by(2.0)
+        assert scene.commit("fra", DRAINED, operation=None) == found
+
+
+def test_what_the_next_incarnation_wrote_is_applied_too() -> None:
+    scene = Scene()
+    scene.start("drain", "fra", DRAINING)
+    scene.pass_by(1.0)
+    scene.pass_by(1.0, "fra")
+    full = {f"{name}.1": (100, 100) for name in IDCS} | {"fra.2": (5, 5)}
+    scene.sites["fra"] = Site("fra.2", 0, (5, 5), full, full, {"fra.1": (100, 100)})
+    scene.sites["sin"] = site("sin", applied=full)
+    scene.pass_by(2.0)
+    assert scene.commit("fra", DRAINED, operation=None) == ["log-applied-elsewhere"]
+
+
 def test_what_an_idc_had_applied_before_it_was_lost_counts() -> None:
     scene = Scene()
     scene.start("drain", "fra", DRAINING)
@@ -398,6 +427,17 @@ def test_a_majority_of_all_voters_stands_behind_failed() -> None:
         scene.pass_by(3.0, "fra")
         scene.pass_by(1.0, "fra", votes)
         assert scene.fail("fra") == found
+    one_by_one = Scene()  # seed 675922750116: one was taken back as the other one was cast
+    one_by_one.pass_by(3.0, "fra")
+    for vote in (("iad", "fra"), ("sin", "fra")):
+        one_by_one.pass_by(0.5, "fra", [vote])
+    assert one_by_one.fail("fra") == []
+    apart = Scene()
+    apart.pass_by(3.0, "fra")
+    apart.pass_by(0.5, "fra", [("iad", "fra")])
+    apart.pass_by(2.0, "fra")
+    apart.pass_by(0.5, "fra", [("sin", "fra")])
+    assert apart.fail("fra") == ["votes-majority"]
     late = Scene()
     lost(late)
     late.pass_by(8.0, "fra")
