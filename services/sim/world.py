@@ -7,6 +7,7 @@ import base64
 import json
 import logging
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
@@ -62,6 +63,8 @@ ROUTES_ABOVE = 50  # the port of the peer endpoint
 OPTIONS = Options(client="sim/1", transfer_timeout_ms=20_000)  # of a client
 LOOK_S = 0.2  # nothing computes for long here, so the loop is late only once a pause ends
 
+_DEFINED = re.compile("defined at [^ >]*/")
+
 log = logging.getLogger("im.sim")
 
 
@@ -79,6 +82,7 @@ class Trace(logging.Handler):
         said = record.getMessage().replace(self._scratch, "")
         if record.exc_info and record.exc_info[1] is not None:
             said += f": {record.exc_info[1]!r}"
+        said = _DEFINED.sub("defined at ", said)  # asyncio, of tasks: where this checkout lies
         self.add(f"{owner.name if owner else '-'} {record.levelname} {record.name} {said}")
 
     def add(self, line: str) -> None:
