@@ -380,6 +380,7 @@ class HistoryWriter:
         except OSError as error:
             raise BadInput(f"cannot write the history {path}: {error.strerror}") from error
         self._lines: list[str] = []
+        self._failure: OSError | None = None
         self._size = 0
         self.lines = 0
         fields = header._asdict()
@@ -405,10 +406,16 @@ class HistoryWriter:
     def flush(self) -> None:
         if not self._lines:
             return
+        if self._failure is not None:  # what came before it is not whole: nothing goes on behind it
+            raise self._failure
         data = memoryview(("\n".join(self._lines) + "\n").encode())
         self._lines, self._size = [], 0
-        while data:
-            data = data[os.write(self._fd, data) :]
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError as error:
+            self._failure = error
+            raise
 
     def close(self) -> None:
         """Flush and close; a second close does nothing."""

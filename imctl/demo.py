@@ -227,6 +227,11 @@ def _victim(wanted: str | None, region: Region, out: Path, wall_ms: int) -> str:
     idcs = _idcs(region)
     if len(idcs) < 2:
         raise BadInput("--region: the demo needs at least two IDCs")
+    if homeless := [idc for idc in idcs if idc not in home_countries(region)]:
+        raise BadInput(
+            f"--region: no shard with countries gives {', '.join(homeless)} the greatest weight, "
+            "so no client of the demo would be at home there"
+        )
     if wanted is not None:
         if wanted not in idcs:
             raise BadInput(f"--victim: expected one of {', '.join(idcs)}, got {wanted!r}")

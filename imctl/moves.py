@@ -52,7 +52,8 @@ class Moves:
                 if operation is not None and operation.state in _CARRIED_OUT:
                     return
                 if operation is not None and operation.state not in UNDER_WAY:
-                    raise Failed(f"{name}: {operation.state}: {operation.steps[-1].sentence}")
+                    last = operation.steps[-1].sentence if operation.steps else "it has no record"
+                    raise Failed(f"{name}: {operation.state}: {last}")
             await asyncio.sleep(ASK_AGAIN_S)
 
     async def _commit(self, kind: str, idc: str, target: str) -> str:

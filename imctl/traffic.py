@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import grpc.aio
 
 from imcore.audit import Anchor
-from imcore.errors import ImError, OutcomeUnknown, Unavailable
+from imcore.errors import ImError, OutcomeUnknown, Refused, Unavailable
 from imcore.region.model import Region
 from imcore.region.rules import voters_of
 from imcore.roles import Role, said
@@ -165,19 +165,27 @@ class Steering(ABC):
         if not self.permits(change):
             return self._forbidden(change)
         offered: dict[str, Offered] = {}
-        for attempt in range(RESOLVE_TRIES):
+        unknown: OutcomeUnknown | None = None
+        for _ in range(RESOLVE_TRIES):
             try:
                 evidence = await self.evidence()
-                return await commit(
+                decision = await commit(
                     self._proposer, self.region, change, evidence, self._clock, offered
                 )
             except OutcomeUnknown as error:
-                if attempt == RESOLVE_TRIES - 1:
-                    audit_unknown(change, error, self._clock.wall_ms())
-                    raise OutcomeUnknown(
-                        f"{error}; `imctl status` shows the policy that came of it"
-                    ) from error
-        raise AssertionError("the loop returns or raises")
+                unknown = error
+            except (Unavailable, Refused):
+                if unknown is None:
+                    raise
+            else:
+                # What was offered before may still be committed, whatever is refused now.
+                if unknown is None or decision.policy is not None:
+                    return decision
+        assert unknown is not None
+        audit_unknown(change, unknown, self._clock.wall_ms())
+        raise OutcomeUnknown(
+            f"{unknown}; `imctl status` shows the policy that came of it"
+        ) from unknown
 
     async def anchor(self, writer: str) -> Anchor:
         """The last audit event of this writer that the registers know of. Raises Unavailable."""
@@ -186,6 +194,10 @@ class Steering(ABC):
     def permits(self, change: Change) -> bool:
         """Whether the role shown may ask for it."""
         return self.role.covers(role_for(change))
+
+    async def note(self, change: Change, judged: Judged) -> None:
+        """Into the audit: what was refused before anybody was asked for it."""
+        audit_decision(change, judged.decision, judged.evidence, self._clock.wall_ms())
 
     def _forbidden(self, change: Change) -> Decision:
         """What the registries would refuse is not offered to them; it stands in the audit."""
@@ -224,12 +236,20 @@ class Control(Steering):
         """The audit is kept here and not by the callers, so that none of them can forget it."""
         with audit.kept(self._target):
             decision = await super().submit(change)
-        # What cannot be anchored now is with the next decision.
+        await self._anchor()
+        return decision
+
+    async def note(self, change: Change, judged: Judged) -> None:
+        with audit.kept(self._target):
+            await super().note(change, judged)
+        await self._anchor()
+
+    async def _anchor(self) -> None:
+        """What cannot be anchored now is with the next decision."""
         if self.role.covers(Role.OPERATOR):
             with contextlib.suppress(ImError, OSError, ValueError):
                 file = self._target.audit_file()
                 await anchored(self._proposer, file, audit.writer_of(file))
-        return decision
 
 
 def _overriding(change: Change) -> str:

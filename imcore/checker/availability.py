@@ -94,6 +94,10 @@ class Availability:
                 self._connection(event)
             case h.Fault():
                 self._fault(event)
+            case h.Closed():
+                self._open = {t: sent for t, sent in self._open.items() if sent[0] != event.n}
+            case h.Quiet():
+                self._waiting(event.t)
             case h.Login():
                 self._purpose[event.n] = event.purpose
             case h.View():
@@ -119,6 +123,13 @@ class Availability:
         for move in self.moves:
             if sent[1] <= move.ended:
                 move.failed += 1
+
+    def _waiting(self, now: int) -> None:
+        """What has no answer when all is over has waited until then at least."""
+        for _, composed in self._open.values():
+            for move in self.moves:
+                if composed <= move.ended:
+                    move.gap = max(move.gap, now - composed)
 
     def _connection(self, event: h.Connection) -> None:
         self._idc[event.n] = event.idc

@@ -124,9 +124,12 @@ def run_change(change: Change, how: Asking) -> None:
         _show(decision, preview, how)
     elif decision.policy is None and not way.asks_itself:
         _show(decision, None, how)
-    elif way.asks_itself and (decision.policy is None or not permitted):
+    elif way.asks_itself and (not permitted or (decision.policy is None and how.yes)):
         # Asked for real as well, so that the refusal stands in the audit; it may even pass now.
         decision = with_control(how.data, submit)
+    elif decision.policy is None:  # nobody has said yes to what may pass by now
+        with_control(how.data, lambda control: control.note(change, judged))
+        _show(decision, None, how)
     elif how.yes or typer.confirm(question(change, preview.forecast), abort=True, err=True):
         decision = with_control(how.data, submit)
     if decision.policy is None:

@@ -552,6 +552,6 @@ def schedule(
         """As a process of its own, so that nothing of one drill is left in the next."""
         given = [f"--var={name}={value}" for name, value in due.entry.var.items()]
         command = [sys.executable, "-m", "imctl", "drill", "run", due.entry.drill, "--yes", *given]
-        return subprocess.run([*command, "--data", str(target.data)], check=False).returncode
+        return keeper.until_ended(subprocess.Popen([*command, "--data", str(target.data)]))
 
     keeper.keep(found, now, time.sleep, begin, lambda line: print(line, flush=True))

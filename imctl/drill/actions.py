@@ -383,7 +383,6 @@ async def wait_steady(scene: Scene, within_s: float = 60.0) -> str:
     """Until the deployment is as before: all IDCs active, no alarm, every device at home."""
     session = scene.need()
     await session.steady(float(within_s))
-    session.steady_at = session.t()
     return _mark(scene, "", "steady as before")
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from chaoslib.exceptions import InterruptExecution
 from chaoslib.hypothesis import run_steady_state_hypothesis
-from pydantic import ValidationError
 
 from imcore.errors import ImError
 from imctl.drill import running
@@ -39,7 +38,9 @@ def before_experiment_control(
         stage.listen()
         stage.call(stage.need().open())
         running.note_begin()
-    except (ImError, Interrupted, ValidationError) as error:
+    except InterruptExecution:
+        raise
+    except Exception as error:
         if stage.session is not None:
             stage.session.end_early(Why.BROKEN, str(error))
         raise InterruptExecution(str(error)) from error  # anything else the toolkit passes over
@@ -115,11 +116,10 @@ def _restored(
 ) -> None:
     """Steady again after the rollbacks, by the drill's own hypothesis too."""
     session = stage.need()
-    if session.steady_at is None or session.unsteady():
+    if not session.restored():
         session.phase("settle", "waiting for the steady state")
         try:
             stage.unhurried(session.steady(STEADY_S))
-            session.steady_at = session.t()
         except ImError as error:
             session.failed = session.failed or (session.t(), str(error))
     if context.get("steady-state-hypothesis"):

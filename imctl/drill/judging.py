@@ -132,7 +132,7 @@ def reconnects(forecasts: Sequence[tuple[str, Curve]], moves: Sequence[Move]) ->
 def _recoveries(session: Session, availability: Availability) -> list[Recovery]:
     found = []
     for outage, loss in zip(availability.outages, session.losses, strict=False):
-        steady_s = None if session.steady_at is None else session.steady_at - loss.at
+        steady_s = next((at - loss.at for at in session.steadied if at >= loss.at), None)
         found.append(
             recovery(
                 outage,

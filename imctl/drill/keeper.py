@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from datetime import datetime
 
@@ -17,6 +18,21 @@ OUTCOMES = {
     5: "deviated",
     6: "ended by hand",
 }
+
+
+def until_ended(process: subprocess.Popen[bytes]) -> int:
+    """Its exit status. Ctrl-C is the terminal's to all of its programs: the drill ends by it, and
+    is waited for while it undoes what it did; ``subprocess.run`` would kill it instead."""
+    interrupted = False
+    while True:
+        try:
+            status = process.wait()
+            break
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
+        raise KeyboardInterrupt
+    return status
 
 
 def keep(

@@ -13,6 +13,7 @@ from imcore.errors import ImError
 from imcore.region.model import Region
 from imcore.roles import Role, said
 from imctl import admin, roles
+from imctl.commands.load import home_countries
 from imctl.drill import onpods
 from imctl.drill.faults import RunLock
 from imctl.drill.model import Drill
@@ -84,6 +85,11 @@ def _blockers(
         yield Blocker("faults-left", sentence)
     if len(idcs) < 2:
         yield Blocker("idcs", "a drill needs a region of at least two IDCs")
+    homes = home_countries(region)
+    for idc in idcs:
+        if idc not in homes:
+            why = "no shard of the region file with countries gives it the greatest weight"
+            yield Blocker("homes", f"no clients of the load would be at home in {idc}: {why}")
     for place, idc in drill.idcs_named(values):
         if idc not in idcs:
             yield Blocker("unknown-idc", f"{place}: expected one of {', '.join(idcs)}, got {idc!r}")

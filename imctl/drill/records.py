@@ -31,8 +31,10 @@ def add(runs: Path, report: DrillReport, out: Path) -> None:
     }
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        with (runs / FILE).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with (runs / FILE).open("a+b") as file:
+            file.seek(max(0, file.tell() - 1))
+            torn = file.read() not in (b"", b"\n")  # by a crash: it ends before this one begins
+            file.write(b"\n" * torn + json.dumps(row).encode() + b"\n")
     except OSError as error:
         raise BadInput(f"cannot write {runs / FILE}: {error.strerror}") from error
 

@@ -47,7 +47,7 @@ def run(prepared: Run) -> DrillReport:
             logger.removeHandler(handler)
             handler.close()
     if prepared.report is None:
-        stop = session.stop_reason() or f"the experiment is {journal['status']}"
+        stop = prepared.problem or session.stop_reason() or f"the experiment is {journal['status']}"
         raise Failed(f"the drill has no report: {stop}; see {prepared.out / LOG}")
     return prepared.report
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from imcore.errors import ImError
 from imcore.runtime import SystemClock
 from imctl import auditrules
 from imctl.drill import judging
@@ -45,6 +46,7 @@ class Run:
     lock: RunLock | None = None
     janitor: subprocess.Popen[bytes] | None = None
     report: DrillReport | None = None
+    problem: str = ""  # why it has no report, or none on disk
     plain: bool = False  # by `chaos run`, which knows no verdicts of ours
 
 
@@ -119,6 +121,13 @@ def end(journal: dict[str, Any]) -> None:
             session, run.drill, run.values, journal, runs_folder(run.target), changes
         )
         judging.publish(run.report, journal, run.out, runs_folder(run.target))
+    except (ImError, OSError) as error:  # the toolkit would pass over it
+        run.problem = str(error)
+        if run.report is not None:
+            run.report.run.notes.append(f"The report is not whole on disk: {error}.")
+        if run.plain:
+            print(f"error: {error}", file=sys.stderr)
+    else:
         if run.plain:
             print(f"{run.report.line}\nreport: {run.out / 'report.html'}")
     finally:

@@ -121,7 +121,7 @@ class Session:
         self.spans: list[Span] = []
         self.notes: list[str] = []
         self.losses: list[Loss] = []
-        self.steady_at: float | None = None  # again, after everything
+        self.steadied: list[float] = []  # when it was found as before the drill again
         self.opened = False
         self.failed: tuple[float, str] | None = None  # the action that failed, and why
         self.forecasts: list[tuple[str, Curve]] = []  # of switchovers: whose clients, how soon
@@ -288,7 +288,8 @@ class Session:
     # ---------------------------------------------------------------------------- marks
 
     def t(self) -> float:
-        return self._clock.now() - self.load.started
+        load: Load | None = getattr(self, "load", None)  # none: it ended before there was one
+        return 0.0 if load is None else self._clock.now() - load.started
 
     @property
     def load_began_s(self) -> float:
@@ -322,6 +323,11 @@ class Session:
         """Right after: each of those who were there sends until it is answered again."""
         self.recorder.fault(idc, "killed")
         self._probes.append(self._begin(self.load.probe(affected)))
+
+    def restored(self) -> bool:
+        """Found steady since the last loss, and still so."""
+        lost_at = self.losses[-1].at if self.losses else 0.0
+        return any(at >= lost_at for at in self.steadied) and not self.unsteady()
 
     def all_answered(self) -> bool:
         return all(probe.done() for probe in self._probes)
@@ -376,6 +382,7 @@ class Session:
             if self._clock.now() >= deadline:
                 raise Unavailable(f"not steady again within {seconds:g} s: {why}")
             await asyncio.sleep(0.1)
+        self.steadied.append(self.t())
 
     def _unseen_since(self, asked: float) -> str:
         """What was seen before somebody asked may be of before a change."""

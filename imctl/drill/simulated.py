@@ -190,11 +190,10 @@ class _Play:
         for row in self._rows("rollbacks"):
             await self._play(row)
         session.left = await session.breakage.undo_all()
-        if session.steady_at is None or session.unsteady():
+        if not session.restored():
             session.phase("settle", "waiting for the steady state")
             try:
                 await session.steady(STEADY_S)
-                session.steady_at = session.t()
             except ImError as error:
                 session.failed = session.failed or (session.t(), str(error))
         await self._look("restored")

@@ -52,8 +52,11 @@ class Done(NamedTuple):
 
     @property
     def report(self) -> dict[str, Any] | None:
-        text = self.files.get("report.json")
-        found: dict[str, Any] | None = json.loads(text) if text else None
+        """None: there is none, or its disk was full."""
+        try:
+            found: dict[str, Any] = json.loads(self.files.get("report.json", ""))
+        except ValueError:
+            return None
         return found
 
 

@@ -172,12 +172,13 @@ def _shown(report: Mapping[str, Any]) -> dict[str, Any]:
     """Of ``report.json``."""
     recoveries = [one["steps"].get("99 % answered") for one in report["recoveries"]]
     whole = bool(recoveries) and None not in recoveries
-    moves = [one["measured"][-1][0] for one in report["reconnects"] if one["measured"]]
+    moves = [one["moved_ms"] for one in report["run"]["moves"] if one["what"] == "switchover"]
+    all_moved = bool(moves) and None not in moves
     return {
         "verdict": report["outcome"],
         "reason": report["reason"],
         "rto_s": round(max(recoveries), 2) if whole else None,
-        "moved_s": round(max(moves), 2) if moves else None,
+        "moved_s": round(max(moves) / 1000, 2) if all_moved else None,
         "lost": sum(row["lost"] for row in report["ledger"]),
         "delayed": sum(row["delayed"] for row in report["ledger"]),
         "left": list(report["left"]),

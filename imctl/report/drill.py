@@ -98,9 +98,10 @@ class DrillReport:
         return max(found) if found and len(found) == len(times) else None
 
     def moved_s(self) -> float | None:
+        """The longest of all planned moves; None: there was none, or some client never moved."""
         moves = [m for m in self.run.availability.moves if m.what == "switchover"]
         times = [moved for m in moves if (moved := m.moved_us()) is not None]
-        return max(times) / 1e6 if times else None
+        return max(times) / 1e6 if times and len(times) == len(moves) else None
 
     def two_writers(self) -> list[str]:
         """Examples of acks that two writers of one log gave."""

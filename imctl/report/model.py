@@ -171,7 +171,9 @@ def write_text(path: Path, text: str) -> None:
     """Raises BadInput."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        new = path.with_name(f"{path.name}.new")  # whole, or not there
+        new.write_text(text)
+        new.replace(path)
     except OSError as error:
         raise BadInput(f"cannot write {path}: {error.strerror}") from error
 

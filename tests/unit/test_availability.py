@@ -137,3 +137,13 @@ def test_idcs_that_are_lost_together_each_have_their_own_outage() -> None:
     ):
         found.feed(event)
     assert [outage.rto_us() for outage in found.outages] == [20, 30]
+
+
+def test_a_send_that_is_never_answered_is_a_gap_until_the_end() -> None:
+    move = [h.Fault(5_000 * MS, "fra", "switchover"), h.Fault(8_000 * MS, "fra", "done")]
+    quiet = h.Quiet(40_000 * MS, ["fra", "iad"])
+    hangs = fed(*connected(1, "fra"), move[0], *sent(0, 6_000, None), move[1], quiet)
+    assert hangs.moves[0].gap == 34_000 * MS
+    gone = fed(*connected(1, "fra"), move[0], *sent(0, 6_000, None), h.Closed(7_000 * MS, 0),
+               move[1], quiet)  # fmt: skip
+    assert gone.moves[0].gap == 0

@@ -102,3 +102,11 @@ def test_a_frozen_region_is_left_alone() -> None:
     region = REGION.model_copy(update={"spec": REGION.spec.model_copy(update={"safety": safety})})
     found = blockers(region, DRILL, {"victim": "fra"}, seen(), NOW)
     assert [one.rule for one in found] == ["freeze-window"]
+
+
+def test_an_idc_at_which_no_client_is_at_home_is_one() -> None:
+    shards = [REGION.spec.geo.shards[0].model_copy(update={"weights": {"fra": 1, "iad": 1}})]
+    geo = REGION.spec.geo.model_copy(update={"shards": shards})
+    region = REGION.model_copy(update={"spec": REGION.spec.model_copy(update={"geo": geo})})
+    found = blockers(region, DRILL, {"victim": "fra"}, seen(), NOW)
+    assert "homes" in {each.rule for each in found}

@@ -173,6 +173,8 @@ def test_a_slower_recovery_than_in_earlier_runs_is_noted(tmp_path: Path) -> None
     records.add(tmp_path, report(0.1, "deviated"), tmp_path)
     with (tmp_path / records.FILE).open("a") as file:
         file.write('{"run": "torn')
+    records.add(tmp_path, report(9.9, "deviated"), tmp_path)  # it ends the torn line first
+    assert records.read(tmp_path)[-1]["rto_s"] == 9.9
     earlier = records.passed(tmp_path, "idc-loss")
     assert [one.rto_s for one in earlier] == [9.0, 2.2, 2.0]
     assert records.passed(tmp_path, "wan-partition") == []

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -124,3 +129,35 @@ def test_each_begins_at_its_time_and_what_another_one_held_up_waits_for_its_next
         "2026-11-29 13:00 UTC a: skipped: year's end, until 2026-11-30T00:00:00+00:00",
         "2026-11-29 13:02 UTC b: skipped: year's end, until 2026-11-30T00:00:00+00:00",
     ]
+
+
+CHILD = """
+import signal, sys, time
+from pathlib import Path
+here = Path(sys.argv[1])
+signal.signal(signal.SIGINT, lambda *_: None)
+(here / "up").touch()
+until = time.monotonic() + 1.0
+while time.monotonic() < until:
+    time.sleep(0.1)
+(here / "undone").touch()
+"""
+PARENT = """
+import subprocess, sys
+from imctl.drill.keeper import until_ended
+until_ended(subprocess.Popen([sys.executable, "-c", sys.argv[2], sys.argv[1]]))
+"""
+
+
+def test_ctrl_c_waits_until_the_drill_has_undone_what_it_did(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path), CHILD],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+    )
+    while not (tmp_path / "up").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert b"KeyboardInterrupt" in process.communicate(timeout=30)[1]
+    assert (tmp_path / "undone").exists()

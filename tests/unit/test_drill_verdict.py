@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace as Made
+from typing import cast
 
 import pytest
 
+from imcore.checker.availability import Availability, Outage
+from imctl.drill import judging
+from imctl.drill.session import Loss, Session
 from imctl.drill.verdict import Facts, Look, Outcome, error_of, judge, looks_of
+from imctl.drill.watch import Accusation
 from imctl.report.model import Promise
 from imctl.report.promises import UNPROVEN
 
@@ -135,3 +141,12 @@ def test_looks_are_read_from_the_toolkits_journal() -> None:
 def test_errors_are_told_without_the_names_of_classes() -> None:
     text = "chaoslib.exceptions.ActivityFailed: imcore.errors.Unavailable: fra: no answer\n"
     assert error_of({"exception": ["Traceback\n", text]}).endswith("no answer")
+
+
+def test_steady_again_is_counted_from_each_loss_to_the_first_look_after_it() -> None:
+    found = Availability()
+    found.outages = [Outage("fra", 40_000_000, set())]
+    observer = Made(accusation=lambda idc: Accusation(), failed_since_ms={})
+    session = Made(losses=[Loss("fra", 40.0, 1, 0)], steadied=[30.0, 62.0, 95.0], observer=observer)
+    recoveries = judging._recoveries(cast(Session, session), found)
+    assert recoveries[0].steps["steady"] == 22.0

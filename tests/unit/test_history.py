@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -141,3 +142,25 @@ def test_a_tag_names_its_content(number: int, body: str) -> None:
 @given(st.binary())
 def test_any_bytes_give_a_tag(content: bytes) -> None:
     assert "-" in h.tag_of(content)
+
+
+def test_nothing_is_written_behind_what_a_full_disk_has_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "history.jsonl"
+    writer = h.HistoryWriter(path, HEADER)
+    writer.flush()
+
+    def full(fd: int, data: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer.write(ONE_OF_EACH[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            writer.flush()
+    writer.write(ONE_OF_EACH[1])
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space"):
+            writer.flush()
+    assert len(path.read_text().splitlines()) == 1

@@ -11,7 +11,7 @@ import pytest
 
 from imcore.pki import REGION_KEYS
 from imctl.drill.faults import FaultBook, Kind
-from imctl.reconcile.driller import Driller, Job
+from imctl.reconcile.driller import Done, Driller, Job
 from imctl.target.sites import parts
 from tests.unit.test_operator_objects import region
 
@@ -82,3 +82,9 @@ def test_it_is_told_to_end_once_and_a_second_time_when_nobody_waits(
         child.kill()
         child.wait(10)
     driller.forget("u1")
+
+
+def test_half_a_report_is_none() -> None:
+    assert Done(0, "", {"report.json": '{"outc'}).report is None
+    assert Done(0, "", {}).report is None
+    assert Done(0, "", {"report.json": '{"outcome": "pass"}'}).report == {"outcome": "pass"}

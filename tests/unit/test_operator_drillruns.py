@@ -32,7 +32,7 @@ SPEC: dict[str, Any] = {
 REPORT: dict[str, Any] = {
     "outcome": "pass", "reason": "everything held", "left": [],
     "recoveries": [{"idc": "dub", "steps": {"99 % answered": 4.126}}],
-    "reconnects": [],
+    "run": {"moves": [{"what": "switchover", "moved_ms": 1234.0}]},
     "ledger": [{"lost": 0, "delayed": 2}, {"lost": 0, "delayed": 1}],
 }  # fmt: skip
 
@@ -136,6 +136,7 @@ async def test_it_is_begun_once_and_judged(memory: Memory, beside: Beside) -> No
     found = status(memory)
     assert (found["phase"], found["verdict"], found["rto_s"]) == ("Ended", "pass", 4.13)
     assert (found["lost"], found["delayed"], found["ended"]) == (0, 3, NOW)
+    assert found["moved_s"] == 1.23
     report = memory.held["ConfigMap", "im-fra", found["report"]]
     assert set(report["data"]) == {"report.json", "report.md"}
     assert report["metadata"]["ownerReferences"][0]["uid"] == "uid-loss"
