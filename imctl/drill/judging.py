@@ -130,15 +130,16 @@ def reconnects(forecasts: Sequence[tuple[str, Curve]], moves: Sequence[Move]) ->
 
 
 def _recoveries(session: Session, availability: Availability) -> list[Recovery]:
-    found = []
+    found: list[Recovery] = []
     for outage, loss in zip(availability.outages, session.losses, strict=False):
+        before = sum(one.idc == outage.idc for one in found)
         steady_s = next((at - loss.at for at in session.steadied if at >= loss.at), None)
         found.append(
             recovery(
                 outage,
                 loss.wall_ms,
-                session.observer.accusation(outage.idc),
-                session.observer.failed_since_ms.get(outage.idc),
+                session.observer.accusation(outage.idc, before),
+                session.observer.committed_ms(outage.idc, loss.wall_ms),
                 steady_s,
             )
         )

@@ -64,10 +64,10 @@ class Observer:
         self.silent: list[str] = []
         self.alarms: dict[str, list[str]] = {}
         self.unlisted: dict[str, list[str]] = {}  # IDCs that an IDC's ipconf sends nobody to
-        self.failed_since_ms: dict[str, int] = {}  # when a failover was committed, by the policy
         self.problem = ""  # why the last look failed
         self.looked_at: float | None = None  # when the last one succeeded
-        self._accusations: dict[str, Accusation] = {}
+        self._accusations: dict[str, list[Accusation]] = {}  # of each loss one
+        self._failed_ms: dict[str, list[int]] = {}  # when failovers were committed, by the policy
         self._ipconfs = ipconfs
         self._control = control
         self._region = control.region
@@ -101,8 +101,9 @@ class Observer:
         self.alarms = {idc: list(one.get("alarms") or []) for idc, one in documents.items()}
         if policy is not None:
             for idc, row in policy.idcs.items():
-                if row.state is IdcState.FAILED:
-                    self.failed_since_ms[idc] = row.since_ms
+                known = self._failed_ms.setdefault(idc, [])
+                if row.state is IdcState.FAILED and row.since_ms not in known:
+                    known.append(row.since_ms)
         self._note_policies(documents)
         self._note_load(documents)
         self._note_mirrors(documents)
@@ -179,17 +180,27 @@ class Observer:
         }
 
     def _note_votes(self, votes: list[Standing]) -> None:
-        """The first sight of each accusation; it is forgotten when it is asked about anew."""
+        """The first sight of each accusation of who was lost on purpose."""
         hold_ms = self._region.spec.safety.hold_ms
         for idc in {vote.accused for vote in votes}:
             now = accused(votes, idc, len(self._control.voters), hold_ms)
-            kept = self._accusations.setdefault(idc, now)
+            if not (losses := self._accusations.get(idc)):
+                continue
+            kept = losses[-1]
+            if kept.detected_ms is None:
+                kept.detected_ms = now.detected_ms
             if kept.decided_ms is None:
                 kept.decided_ms = now.decided_ms
             kept.voters |= now.voters
 
-    def forget_votes(self, idc: str) -> None:
-        self._accusations.pop(idc, None)
+    def begin_loss(self, idc: str) -> None:
+        """Votes from now on are of another loss of it."""
+        self._accusations.setdefault(idc, []).append(Accusation())
 
-    def accusation(self, idc: str) -> Accusation:
-        return self._accusations.get(idc, Accusation())
+    def accusation(self, idc: str, loss: int) -> Accusation:
+        """Of the so many'th loss of this IDC."""
+        return self._accusations[idc][loss]
+
+    def committed_ms(self, idc: str, since_ms: int) -> int | None:
+        """When the first failover of it since then was."""
+        return next((at for at in self._failed_ms.get(idc, ()) if at >= since_ms), None)

@@ -314,7 +314,7 @@ class Session:
     def lose(self, idc: str) -> list[Member]:
         """To be called right before an IDC is lost; who was connected there."""
         affected = self.load.connected_to(idc)
-        self.observer.forget_votes(idc)
+        self.observer.begin_loss(idc)
         self.losses.append(Loss(idc, self.t(), self._clock.wall_ms(), len(affected)))
         self.recorder.fault(idc, "kill")
         return affected

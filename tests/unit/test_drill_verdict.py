@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace as Made
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from imcore.checker.availability import Availability, Outage
+from imcore.region.load import load_region
+from imcore.runtime import SystemClock
 from imctl.drill import judging
+from imctl.drill.observer import Observer
 from imctl.drill.session import Loss, Session
 from imctl.drill.verdict import Facts, Look, Outcome, error_of, judge, looks_of
-from imctl.drill.watch import Accusation
+from imctl.drill.watch import Standing
 from imctl.report.model import Promise
 from imctl.report.promises import UNPROVEN
 
+REGION = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
 HELD = Promise("Acked messages missing", "0", "0", True)
 DURING = [Look("during", float(t)) for t in range(10, 20)]
 GOOD = Facts(
@@ -143,10 +148,20 @@ def test_errors_are_told_without_the_names_of_classes() -> None:
     assert error_of({"exception": ["Traceback\n", text]}).endswith("no answer")
 
 
-def test_steady_again_is_counted_from_each_loss_to_the_first_look_after_it() -> None:
+def test_each_loss_of_an_idc_has_its_own_steps() -> None:
+    """Steady again is the first look after it that says so, committed the first failover."""
     found = Availability()
-    found.outages = [Outage("fra", 40_000_000, set())]
-    observer = Made(accusation=lambda idc: Accusation(), failed_since_ms={})
-    session = Made(losses=[Loss("fra", 40.0, 1, 0)], steadied=[30.0, 62.0, 95.0], observer=observer)
-    recoveries = judging._recoveries(cast(Session, session), found)
-    assert recoveries[0].steps["steady"] == 22.0
+    found.outages = [Outage("fra", 40_000_000, set()), Outage("fra", 70_000_000, set())]
+    control: Any = Made(voters="abc", region=REGION, idcs=["fra"])
+    observer = Observer(cast(Any, None), control, SystemClock(), lambda *_: None)
+    observer._note_votes([Standing("iad", "fra", 1_000)])  # of no loss of this drill
+    for loss_ms, failed_ms in ((40_000, 43_000), (70_000, 75_000)):
+        observer.begin_loss("fra")
+        observer._note_votes([Standing("iad", "fra", loss_ms + 1_000)])
+        observer._failed_ms.setdefault("fra", []).append(failed_ms)
+    losses = [Loss("fra", 40.0, 40_000, 0), Loss("fra", 70.0, 70_000, 0)]
+    session = Made(losses=losses, steadied=[30.0, 62.0, 95.0], observer=observer)
+    steps = [one.steps for one in judging._recoveries(cast(Session, session), found)]
+    assert [each["steady"] for each in steps] == [22.0, 25.0]
+    assert [each["committed"] for each in steps] == [3.0, 5.0]
+    assert [each["detected"] for each in steps] == [1.0, 1.0]
