@@ -203,7 +203,7 @@ class _Run:
             await self._sealed.open()
         world.spawn(self._operator.owner, self._operator.run())
         rates = RATES_AMONG_OTHERS if world.layout.sealed else RATES
-        background = [watching, asyncio.ensure_future(load.run(rates))]
+        loading = asyncio.ensure_future(load.run(rates))
         faults = asyncio.ensure_future(self._faults.run())
         doings = [asyncio.ensure_future(each.run()) for each in self._busy]
         await asyncio.sleep(self._seconds)
@@ -211,12 +211,13 @@ class _Run:
         faults.cancel()
         for each in doings:
             each.cancel()
-        await asyncio.gather(faults, *doings, return_exceptions=True)
+        for ended in await asyncio.gather(faults, *doings, return_exceptions=True):
+            self._broke_off(ended)
         self._faults.heal()
         world.trace.add("faults are over")
         self._quiet_since = world.loop.time()  # votes that the last fault brought may stand yet
         load.stop()
-        await background[1]
+        await loading
         await self._until(self._all_serve, RECOVER_S, "not every IDC serves after the faults")
         await self._until(self._settled, RECOVER_S, "the policy does not settle after the faults")
         world.trace.add("the policy has settled")
@@ -241,9 +242,15 @@ class _Run:
         )
         for uid, idc, reason in failures:
             self._outcome.violated.append(f"a fresh login of {uid} at {idc} failed: {reason}")
-        background[0].cancel()
+        watching.cancel()
+        self._broke_off((await asyncio.gather(watching, return_exceptions=True))[0])
         await self._sealed.close()
         await load.close()
+
+    def _broke_off(self, ended: BaseException | None) -> None:
+        """What is to go on until it is cancelled, and did not: nothing of it was seen since."""
+        if not isinstance(ended, asyncio.CancelledError):
+            self._outcome.violated.append(f"broke_off: {ended!r}")
 
     def _complete(self) -> bool:
         return self._doings.complete() and self._sealed.complete()
@@ -286,12 +293,17 @@ class _Run:
 
     def _settled(self) -> bool:
         """For so long that a vote that was about to be cast would have been."""
-        nodes = [each.node for each in self._world.machines.values()]
-        policies = [node.traffic.holder.policy for node in nodes if node is not None]
-        quiet = self._all_serve() and all(settled(policy) for policy in policies)
-        if not quiet or len({policy.epoch for policy in policies if policy is not None}) > 1:
+        if not self._is_quiet():
             self._quiet_since = self._world.loop.time()
         return self._world.loop.time() - self._quiet_since >= QUIET_S
+
+    def _is_quiet(self) -> bool:
+        if not self._all_serve():  # one that starts may have no policy yet
+            return False
+        nodes = [machine.node for machine in self._world.machines.values()]
+        policies = [node.traffic.holder.policy for node in nodes if node is not None]
+        alike = len({policy.epoch for policy in policies if policy is not None}) <= 1
+        return alike and all(settled(policy) for policy in policies)
 
     async def _until(self, done: Callable[[], bool], seconds: float, problem: str) -> None:
         deadline = self._world.loop.time() + seconds
