@@ -177,6 +177,7 @@ class ImServer:
     live: Live = field(default_factory=NoLive)
     kicked: Callable[[oplog.Op], None] = lambda op: None
     level_written: Callable[[], int] = lambda: LEVEL  # what every IDC folds
+    whole: bool = True  # all that was known anywhere when this IDC started is folded here
     pulls: Pulls = field(init=False)
     typing_rate: Buckets = field(default_factory=lambda: Buckets(TYPING_PER_S, TYPING_BURST))
     receipts: readers.Receipts = field(default_factory=readers.Receipts)

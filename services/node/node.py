@@ -142,7 +142,8 @@ class Node:
         self.media: tuple[MediaStore, MediaApi] | None = None  # likewise, if the region has files
         self.again = False  # the process is to start its roles again
         self._core = self._former_core = ""  # names of lives: this one's, and of who was here last
-        self._awaited: dict[tuple[Origin, int], int] = {}
+        self._awaited: dict[tuple[Origin, int], int] = {}  # how far the others held logs, if more
+        self._known: dict[tuple[Origin, int], int] = {}  # and all that is known to be there
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
@@ -466,15 +467,23 @@ class Node:
         if settled.cut_off or not mended:
             await self.bootstrap.from_peers()
         self._awaited = settled.awaited
+        held = {key: found.end for key, found in ranges_here(self.store).items()}
+        self._known = held | self._awaited
         return settled.own.origin
 
     def _look_whether_whole(self) -> None:
-        """Ends that this IDC tells others count for a seal once it holds what it held before."""
+        """Ends that this IDC tells others count for a seal once it holds what it held before, and
+        what it does not know is not there once it has folded that."""
         if self.logs_service.starting:
             here = ranges_here(self.store)
             self.logs_service.starting = any(
                 key not in here or here[key].end < min(end, self._seal(*key))
                 for key, end in self._awaited.items()
+            )
+        if not self.im.whole and not self.logs_service.starting:
+            self.im.whole = all(
+                self.partitions[number].applier.lsn(origin) >= min(end, self._seal(origin, number))
+                for (origin, number), end in self._known.items()
             )
 
     def _seals_of(self, partition: int) -> dict[Origin, int]:
@@ -515,6 +524,7 @@ class Node:
             self.signals, self.clock, spec.devices,
         )  # fmt: skip
         self.im.kicked = self.live.kick_folded
+        self.im.whole = False  # until the first look
         self.live.unrouted = self.im.unrouted.of
         self.im.level_written = lambda: self.traffic.levels.committed
         if self.measured is not None:

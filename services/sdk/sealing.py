@@ -20,6 +20,7 @@ from services.sdk.errors import NotConnected, RequestRefused, SdkError, SendFail
 log = logging.getLogger("im.sdk")
 
 FRESH_S = 60.0  # so long the devices of a conversation are believed to be those that were named
+AGAIN_S = 10.0  # so long the last ones are, where nobody says who there is
 NO_KEYS = "no_keys"  # of a direct conversation: nobody could read the message
 PLAIN_FILE = "plain_file"  # in an encrypted conversation
 SEALED_FILE = "sealed_file"  # in one that is not
@@ -187,6 +188,12 @@ class Sealing:
             except NotConnected as error:  # for as long as the client lives, as any send does
                 if self._stopped() is not None:
                     raise SendFailed(Code.UNAVAILABLE, str(error)) from error
+                # An IDC that does not have again what it had does not say who there is.
+                last = self.crypt.last_devices(conversation) if encrypts else None
+                if last is not None:
+                    asked_anew = self._clock.now() - FRESH_S + AGAIN_S
+                    self._known[conversation] = _Known(asked_anew, last)
+                    return last
 
     async def _asked(self, conversation: str, encrypts: bool) -> _Known:
         begun, found = self._clock.now(), list[pb.DeviceKeys]()

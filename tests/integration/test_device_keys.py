@@ -132,6 +132,21 @@ async def test_devices_that_are_gone_hide_none_that_is_there(
     assert await publish(fra, bundle("bob", "y")) == Code.TOO_LARGE
 
 
+async def test_an_idc_that_does_not_have_again_what_it_had_names_no_device(
+    open_idc: OpenIdc,
+) -> None:
+    """A device that is missing only there would not be written to."""
+    fra = await open_idc(others=())
+    assert not await publish(fra, bundle("ann", "phone"))
+    fra.im.whole = False
+    assert await asked(fra) == (False, [])  # nobody needs them
+    request = pb.DeviceKeysOf(conversation=DIRECT, wanted=True)
+    answer = await fra.ask(fra.session("ann"), pb.Request(device_keys=request))
+    assert answer.error.code == Code.UNAVAILABLE
+    fra.im.whole = True
+    assert await asked(fra, wanted=True) == (False, ["ann/phone"])
+
+
 async def test_idcs_agree_on_keys_and_on_the_switch(open_idc: OpenIdc) -> None:
     fra, iad = await pair(open_idc)
     assert not await publish(fra, bundle("bob", "phone", b"a"), number=1)

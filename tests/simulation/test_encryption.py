@@ -189,6 +189,30 @@ def test_a_device_that_is_killed_again_and_again_loses_nothing_and_repeats_no_st
     assert_nowhere(tmp_path)
 
 
+def test_an_idc_knows_whether_it_has_again_what_it_had(tmp_path: Path) -> None:
+    """Seed 675922750401: one that had lost its disk knew the group, and not yet the keys of a
+    member's device, which was left out."""
+
+    async def script(stage: Stage) -> None:
+        eve = await stage.device("eve", "phone", "sin", encryption_key=KEY)
+        for _ in range(60):
+            await eve.do(lambda client: client.send(client.direct("bob"), bytes(4_000)))
+        fra = stage.world.machines["fra"]
+        fra.crash(power=True)
+        fra.disk.wiped()
+        slow = stage.world.net.link("sin", "fra")
+        slow.bytes_per_s = 20_000
+        fra.start()
+        await stage.until(lambda: fra.serving, 60)
+        assert fra.node is not None and not fra.node.im.whole
+        slow.bytes_per_s = 0
+        await stage.until(lambda: fra.node is not None and fra.node.im.whole, 20)
+        knows = await eve.do(lambda client: client.devices())
+        assert [each.device for each in knows] == ["phone"]
+
+    play(tmp_path / "sim", script)
+
+
 def test_what_members_and_changed_devices_can_do_to_others(tmp_path: Path) -> None:
     async def script(stage: Stage) -> None:
         ann = await stage.device("ann", "phone", "fra", encryption_key=KEY)

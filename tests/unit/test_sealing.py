@@ -13,6 +13,7 @@ from imcore.runtime import SystemClock
 from services.sdk.core.sealed import Crypt
 from services.sdk.errors import NotConnected, RequestRefused, SdkError, SendFailed
 from services.sdk.sealing import (
+    AGAIN_S,
     FRESH_S,
     NO_KEYS,
     PLAIN_FILE,
@@ -128,6 +129,31 @@ async def test_without_a_connection_the_last_devices_are_taken_also_after_a_rest
     again = Bench(bench.rows)
     again.connected = False
     assert await again.whom() == ["bob/phone"] and not again.asked
+
+
+async def test_where_the_service_does_not_say_the_last_ones_are_taken_for_a_while() -> None:
+    bench = Bench()
+    await bench.whom()
+    bench.refusal, bench.clock.at = NotConnected("not whole again yet"), FRESH_S
+    assert await bench.whom() == ["bob/phone"] and len(bench.asked) == 2
+    bench.clock.at += AGAIN_S - 1
+    assert await bench.whom() == ["bob/phone"] and len(bench.asked) == 2
+    bench.clock.at += 1
+    bench.refusal, bench.devices = None, [crypt("bob", {}).own_keys(0)]
+    bench.devices[0].device = "tab"
+    await asyncio.gather(bench.whom(), return_exceptions=True)
+    assert len(bench.asked) == 3
+
+
+async def test_the_last_devices_are_those_too_that_may_have_the_key() -> None:
+    """Of a message whose outcome is not known: else the next one would not be for them."""
+    bench = Bench()
+    async with bench.sealing.turn(DIRECT) as recipients:
+        assert recipients is not None
+        bench.sealing.seal(DIRECT, b"x", b"", recipients)
+    again = Bench(bench.rows)
+    again.connected = False
+    assert await again.whom() == ["bob/phone"]
 
 
 async def test_a_first_message_waits_for_a_connection_and_in_order() -> None:

@@ -297,10 +297,11 @@ class Crypt:
     def last_devices(self, conversation: str) -> list[pb.DeviceKeys] | None:
         """Whom this device has encrypted for there, as far as it remembers; None: for nobody."""
         out = self._outbound(conversation)
-        if out is None or not out.shared:
+        reached = (out.offered or {}) | (out.shared or {}) if out is not None else {}
+        if not reached:
             return None
         found = []
-        for name in out.shared:
+        for name in reached:
             peer, (uid, device) = self._peer(name), name.split("/")
             if peer is not None:
                 found.append(
