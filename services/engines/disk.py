@@ -17,6 +17,8 @@ from typing import Protocol
 
 from imcore.errors import BadInput, DiskFull, OutcomeUnknown, Unavailable
 
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # they say nothing of what is stored
+
 
 @dataclass(slots=True)
 class DiskFaults:

@@ -70,6 +70,7 @@ class LmdbKv:
         # A long write in a thread keeps commits waiting, not the loop.
         self._writing = asyncio.Lock()
         self._syncing = asyncio.Lock()
+        self._mapped = asyncio.Lock()  # while it is held the map stays as it is
         self._closed = True
         self.rolled_back = False  # a power loss took it back to an earlier state, or to nothing
 
@@ -207,6 +208,8 @@ class LmdbKv:
             epoch, checkpoint = await self._write(take)
             self._epochs[partition] = epoch
         await self.sync()
+        if self.rolled_back:
+            await asyncio.to_thread(lmdb_steady.told, self._folder, self._disk)
         return epoch, checkpoint
 
     async def commit(self, batch: Batch) -> None:
@@ -302,7 +305,7 @@ class LmdbKv:
     async def _grow(self) -> None:
         """The map may only be changed while no transaction is open, so the state is synced first:
         the read transaction that guards the last one can then end without harm."""
-        async with self._syncing:
+        async with self._mapped, self._syncing:
             await self._sync()
             self._forget_reader()
             self._end_steady()
@@ -348,7 +351,12 @@ class LmdbKv:
     async def snapshot(self, folder: Path) -> None:
         if self._closed:
             raise Unavailable(f"the KV {self._folder} is closed")
-        async with self._syncing:  # the map may not grow meanwhile
+        async with self._writing:
+            # The map cannot grow while a copy is made, and who needs it to would wait for that.
+            info, page = self._env.info(), self._env.stat()["psize"]
+            if 2 * (info["last_pgno"] + 1) * page > info["map_size"]:
+                await self._grow()
+        async with self._mapped:
             txn = self._env.begin()
             try:
                 await asyncio.to_thread(lmdb_snapshot.take, self._env, txn, folder, self._disk)
@@ -369,7 +377,7 @@ class LmdbKv:
             return
         if self._background is not None:
             await self._background
-        async with self._writing, self._syncing:
+        async with self._writing, self._mapped, self._syncing:
             try:
                 await self._sync()
                 await asyncio.to_thread(lmdb_steady.mark_clean, self._folder, self._disk)

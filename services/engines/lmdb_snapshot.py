@@ -20,8 +20,8 @@ from typing import Any
 
 import lmdb
 
-from imcore.errors import BadInput, Damaged
-from services.engines.disk import Disk, translated
+from imcore.errors import BadInput, Damaged, Unavailable
+from services.engines.disk import PASSING, Disk, translated
 from services.engines.lmdb_steady import RESTORED
 
 DATA = "data.mdb"
@@ -99,24 +99,28 @@ def _rows_hash(txn: lmdb.Transaction[bytes], db: Any) -> bytes:
 
 def check(folder: Path) -> str:
     """The digest of a snapshot's file. Raises Damaged when it is not what was written, BadInput
-    when there is no snapshot."""
+    when there is no snapshot, Unavailable when it cannot be read just now."""
     wanted = manifest_digest(folder)
     try:
         with open(folder / DATA, "rb") as file:
             found = _digest(file)
     except OSError as error:
-        raise Damaged(f"cannot read {folder / DATA}: {error.strerror}") from error
+        sentence = f"cannot read {folder / DATA}: {error.strerror}"
+        raise Unavailable(sentence) if error.errno in PASSING else Damaged(sentence) from error
     if found != wanted:
         raise Damaged(f"the snapshot {folder} fails its check")
     return found
 
 
 def checkpoints(folder: Path) -> dict[int, bytes]:
-    """What the snapshot holds, by partition. Raises Damaged when it cannot be opened."""
+    """What the snapshot holds, by partition. Raises Damaged when it cannot be opened, Unavailable
+    when it cannot be just now."""
     try:
         opened = _open(folder)
     except lmdb.Error as error:
-        raise Damaged(f"the snapshot {folder} cannot be opened: {error}") from error
+        sentence = f"the snapshot {folder} cannot be opened: {error}"
+        passing = getattr(error, "code", 0) in PASSING
+        raise Unavailable(sentence) if passing else Damaged(sentence) from error
     try:
         with opened.begin() as txn, txn.cursor(db=opened.open_db(PARTITIONS, txn)) as cursor:
             rows = {_PARTITION.unpack(key)[0]: parse(row)[1] for key, row in cursor}

@@ -49,6 +49,9 @@ def _is_meta(page: bytes) -> bool:
     return len(page) == PAGE_BYTES and _META.unpack_from(page) == (_MAGIC, _VERSION)
 
 
+WENT_BACK = "went-back"  # a file: state was taken back, and nobody works with it yet
+
+
 def sync_data(fd: int, folder: str, disk: Disk) -> None:
     if disk.faults.fsync_delay_ms:
         time.sleep(disk.faults.fsync_delay_ms / 1000)
@@ -88,7 +91,8 @@ def prepare(folder: str, disk: Disk, boot: str) -> tuple[bool, File]:
 def _recover(folder: str, disk: Disk, boot: str) -> bool:
     names = disk.list(folder)
     if "data.mdb" not in names or not _maybe_torn(folder, disk, boot, names):
-        return False
+        return WENT_BACK in names  # in a start that died before anybody was told
+    disk.write_whole(f"{folder}/{WENT_BACK}", b"")
     if "steady" in names and _put_back(folder, disk):
         log.warning("the machine lost power: the KV %s goes back to its last sync", folder)
         return True
@@ -96,7 +100,15 @@ def _recover(folder: str, disk: Disk, boot: str) -> bool:
     return True
 
 
+def told(folder: str, disk: Disk) -> None:
+    """Whoever works with the state has been told that it went back."""
+    if WENT_BACK in disk.list(folder):
+        disk.remove(f"{folder}/{WENT_BACK}")
+        disk.sync_folder(folder)
+
+
 def set_aside(folder: str, disk: Disk) -> None:
+    disk.write_whole(f"{folder}/{WENT_BACK}", b"")
     log.error("the KV %s is damaged: it is set aside and begins empty", folder)
     disk.rename(f"{folder}/data.mdb", f"{folder}/data.mdb.damaged")
     disk.sync_folder(folder)

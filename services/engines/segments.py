@@ -8,14 +8,13 @@ synced; so a file that has its name has a whole header.
 
 from __future__ import annotations
 
-import errno
 import struct
 import zlib
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from imcore.errors import Damaged, Unavailable
-from services.engines.disk import Disk, File
+from services.engines.disk import PASSING, Disk, File
 from services.engines.records import (
     HEADER_BYTES,
     highest_behind,
@@ -32,7 +31,6 @@ SEGMENT_BYTES = 16 * 1024 * 1024
 _INDEX_STEP_BYTES = 32 * 1024
 _READ_CHUNK_BYTES = 256 * 1024
 SUFFIX = ".seg"
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # they say nothing of what is stored
 
 
 def header(partition: int, base: LogEnd) -> bytes:
@@ -225,7 +223,7 @@ class PartitionFiles:
         except FileNotFoundError as error:
             raise LookupError(f"lsn {lsn} is truncated away") from error
         except OSError as error:
-            if error.errno in _PASSING:
+            if error.errno in PASSING:
                 raise Unavailable(f"cannot read {segment.path}: {error.strerror}") from error
             raise Damaged(f"cannot read {segment.path}: {error.strerror}") from error
         if unpack_at(data, 0) is None:

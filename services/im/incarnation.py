@@ -110,8 +110,8 @@ def _why_not(committed: Register, store: StoreFacts, peers: Sequence[PeerFacts])
         return "its log is not the one that the register names"
     if store.incarnation not in (0, committed.incarnation):
         return f"its log is of incarnation {store.incarnation}"
-    # A boot that died between its own note and the register's leaves them one apart.
-    if committed.boot_count not in (store.confirmed_boot_count, store.boot_count - 1):
+    # A boot that died before its own note of the commit, or before the commit, leaves them apart.
+    if not store.confirmed_boot_count <= committed.boot_count < store.boot_count:
         return (
             f"its boot count {store.confirmed_boot_count} is not the {committed.boot_count} "
             "of the register: an older copy of the disk"

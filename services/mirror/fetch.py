@@ -15,6 +15,7 @@ from imcore.proto import peer_pb2 as peer
 from imcore.proto import peer_pb2_grpc as rpc
 
 _CHUNK_S = 10.0  # the longest wait for a piece
+_HEADER_S = 600.0  # before it the giver reads all of its snapshot, to check it
 
 
 class Fetch:
@@ -26,7 +27,7 @@ class Fetch:
 
     async def header(self) -> peer.SnapshotHeader:
         """Raises Unavailable when there is no snapshot to be had."""
-        chunk = await self._next()
+        chunk = await self._next(_HEADER_S)
         if chunk is None or not chunk.HasField("header"):
             raise Unavailable(f"{self._source} does not announce its snapshot")
         return chunk.header
@@ -50,9 +51,9 @@ class Fetch:
         while (chunk := await self._next()) is not None:
             yield chunk.data, chunk.offset
 
-    async def _next(self) -> peer.SnapshotChunk | None:
+    async def _next(self, within_s: float = _CHUNK_S) -> peer.SnapshotChunk | None:
         try:
-            async with asyncio.timeout(_CHUNK_S):
+            async with asyncio.timeout(within_s):
                 chunk = await self._call.read()
         except (grpc.RpcError, TimeoutError) as error:
             said = error.details() if isinstance(error, grpc.aio.AioRpcError) else "it is silent"

@@ -93,7 +93,7 @@ class Bootstrap:
     async def mend(self) -> bool:
         """After a KV was lost: put the newest safe snapshot in its place. False when the KV cannot
         be made to join the logs that are here."""
-        if self._node.kv.rolled_back:
+        if self._node.kv.rolled_back or await self._lost():
             await self._new_timeline()
         if self._demanded.exists():
             return False
@@ -108,6 +108,14 @@ class Bootstrap:
         log.warning("the KV does not reach the logs: it starts from the snapshot %s", found[0].name)
         await self._restore(found[0].name)
         return True
+
+    async def _lost(self) -> bool:
+        """The KV is empty, and what was folded into it is in the logs: it gives out its numbers
+        again, and for other changes."""
+        if not any(held.end for held in ranges_here(self._node.store).values()):
+            return False
+        positions = await self._positions()
+        return not any(positions.values())
 
     async def _positions(self) -> Positions:
         found = {p: await self._node.kv.open_partition(p) for p in range(self._partitions)}

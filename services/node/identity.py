@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import grpc
@@ -55,15 +55,16 @@ async def settle(
     store: LogStore,
     proposer: Proposer,
     channels: Mapping[str, grpc.aio.Channel],
-    retired: frozenset[str],
+    retired: Callable[[], frozenset[str]],
     clock: Clock,
 ) -> Settled:
-    """Waits for a majority as long as it takes."""
+    """Waits for a majority as long as it takes, and for who has what survives, or to be told that
+    he is ``retired``."""
     offered: dict[Register, Decision] = {}
     while True:
         try:
             return await _settle_once(
-                idc, partitions, store, proposer, channels, retired, clock, offered
+                idc, partitions, store, proposer, channels, retired(), clock, offered
             )
         except ImError as error:
             log.warning("%s cannot settle its incarnation yet: %s", idc, error)
@@ -85,7 +86,10 @@ async def _settle_once(
     value, _ = await proposer.read(register_key(idc))
     asked_at = clock.now()
     committed = Register.from_json(value) if value else None
-    incarnation = committed.incarnation if committed else 1
+    known = store.own()
+    incarnation = known.origin.incarnation if known is not None else 1
+    if committed is not None:
+        incarnation = committed.incarnation
     own = store.held().get(Origin(idc, incarnation))
     answers = await asyncio.gather(
         *(
@@ -117,7 +121,8 @@ async def _settle_once(
         decision = decide(committed, facts, peers)
         if not decision.kept and not may_seal(peers):
             raise Unavailable(
-                "no IDC that has what survives answers; the seal must not lie below it"
+                "no IDC that has what survives answers, and the seal must not lie below it: start "
+                "those that are silent, or retire what is lost for good (`imctl retire`)"
             )
         offered[decision.register] = decision
         await _commit(idc, proposer, committed, decision, clock, asked_at)
@@ -137,15 +142,26 @@ async def _commit(
     clock: Clock,
     asked_at: float,
 ) -> None:
+    other: list[bytes] = []
+
     def change(current: bytes | None) -> bytes:
         if clock.now() - asked_at > _ANSWERS_AGE_S:
             raise Refused(Code.UNAVAILABLE, "the answers of the other IDCs are too old to seal by")
         now = Register.from_json(current) if current else None
+        if current and now != committed and now != decision.register:
+            other.append(current)
         if now != committed and now != decision.register:
             raise Refused(Code.UNAVAILABLE, "the register changed meanwhile")
         return decision.register.to_json()
 
-    await proposer.change(register_key(idc), change)
+    try:
+        await proposer.change(register_key(idc), change)
+    except ImError:
+        if other:
+            # An offer of an earlier start that reached a minority of the registries: a read says
+            # what a majority holds, a change what the highest ballot has. It is settled first.
+            await proposer.change(register_key(idc), lambda current: current or other[0])
+        raise
 
 
 def _ends(own: Log | None, partitions: int) -> tuple[int, ...]:

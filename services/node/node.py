@@ -144,6 +144,7 @@ class Node:
         self._core = self._former_core = ""  # names of lives: this one's, and of who was here last
         self._awaited: dict[tuple[Origin, int], int] = {}  # how far the others held logs, if more
         self._known: dict[tuple[Origin, int], int] = {}  # and all that is known to be there
+        self._asking = False  # whether to begin anew
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
@@ -361,11 +362,18 @@ class Node:
             self.stop()
 
     def _missed(self, sentence: str) -> None:
+        """Said again and again, as long as it is so."""
+        if self._asking:
+            return
+        self._asking = True
         log.warning(sentence)
         self._spawn("a new beginning", self._ask_again(sentence))
 
     async def _ask_again(self, sentence: str) -> None:
-        await self.bootstrap.ask_again(sentence)
+        try:
+            await self.bootstrap.ask_again(sentence)
+        finally:
+            self._asking = False
 
     def stamp(self) -> pb.Stamp:
         return self.im.stamp()
@@ -458,7 +466,7 @@ class Node:
             self.store,
             self.proposer,
             {name: self.channels[name] for name in self.config.peer_idcs()},
-            self.traffic.retired(),
+            self.traffic.retired,
             self.clock,
         )
         self.register = settled.register

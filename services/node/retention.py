@@ -131,6 +131,7 @@ class Retention:
         self._looks: deque[tuple[float, dict[str, Ends | None]]] = deque()
         self._loading: Description | None = None
         self._plan = Plan()
+        self._checking = asyncio.Lock()  # one at a time: it reads gigabytes
         self.problem: str | None = None
 
     async def run(self) -> None:
@@ -276,7 +277,8 @@ class Retention:
     async def offer(self, reader: str) -> Offer | None:
         """Only a safe one: above it all records are here. What the reader held before counts no
         more from now on."""
-        found = await self.shelf.newest_safe()
+        async with self._checking:
+            found = await self.shelf.newest_safe()
         if found is None:
             return None
         description = found[0]

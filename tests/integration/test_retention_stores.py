@@ -224,6 +224,32 @@ async def test_a_seal_below_the_snapshot_is_refused_and_nothing_is_thrown_away(
     assert await state(bench.kv) == before
 
 
+def bootstrap(bench: Bench, folder: Path) -> Bootstrap:
+    node: Any = SimpleNamespace(
+        kv=bench.kv, disk=bench.disk, store=bench.store, idc="fra",
+        retention=bench.retention, rng=random.Random(3),
+        config=SimpleNamespace(
+            data=folder, region=SimpleNamespace(spec=SimpleNamespace(partitions=1))
+        ),
+    )  # fmt: skip
+    return Bootstrap(node)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_kv_that_is_lost_though_the_logs_are_whole_gives_out_its_numbers_anew(
+    bench: Bench, tmp_path: Path, lost: bool
+) -> None:
+    """Tokens of before name what stands under other numbers by then."""
+    await filled(bench, tmp_path)
+    await bench.close()
+    if lost:
+        (tmp_path / "kv" / "data.mdb").unlink()
+    await bench.open()
+    start = bootstrap(bench, tmp_path)
+    assert await start.mend()
+    assert (start.timeline_life() != bench.store.log_id) == lost
+
+
 async def test_a_kv_that_is_lost_starts_from_the_own_snapshot(bench: Bench, tmp_path: Path) -> None:
     theirs = await filled(bench, tmp_path)
     await bench.until_cut()
@@ -231,14 +257,7 @@ async def test_a_kv_that_is_lost_starts_from_the_own_snapshot(bench: Bench, tmp_
     await bench.close()
     (tmp_path / "kv" / "data.mdb").unlink()
     await bench.open()
-    node: Any = SimpleNamespace(
-        kv=bench.kv, disk=bench.disk, store=bench.store, idc="fra",
-        retention=bench.retention, rng=random.Random(3),
-        config=SimpleNamespace(
-            data=tmp_path, region=SimpleNamespace(spec=SimpleNamespace(partitions=1))
-        ),
-    )  # fmt: skip
-    start = Bootstrap(node)
+    start = bootstrap(bench, tmp_path)
     assert start.timeline_life() == bench.store.log_id
     assert await start.mend()
     assert start.timeline_life() != bench.store.log_id

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import random
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from imcore.errors import DiskFull, Unavailable
+from services.engines import lmdb_snapshot
 from services.engines.disk import DiskFaults, RealDisk
 from services.engines.lmdb_kv import LmdbKv
 from services.engines.lmdb_steady import PAGE_BYTES
@@ -193,3 +197,70 @@ async def test_a_snapshot_that_has_no_room_is_not_restored_and_leaves_nothing(
     assert "restored.mdb" not in os.listdir(folder)
     assert await rows_of(kv) == rows
     await kv.close()
+
+
+async def test_that_it_went_back_is_told_until_somebody_works_with_it(tmp_path: Path) -> None:
+    """The first start after the power loss may die before anybody has heard of it."""
+    kv = await LmdbKv.open(str(tmp_path / "kv"), RealDisk(), "boot 1")
+    epoch, _ = await kv.open_partition(0)
+    await kv.commit(Batch(0, epoch, b"c", {b"\0\0a": b"1"}))
+    shutil.copytree(tmp_path / "kv", tmp_path / "lost")
+    await kv.close()
+    first = await LmdbKv.open(str(tmp_path / "lost"), RealDisk(), "boot 2")
+    assert first.rolled_back
+    shutil.copytree(tmp_path / "lost", tmp_path / "killed")
+    await first.close()
+    second = await LmdbKv.open(str(tmp_path / "killed"), RealDisk(), "boot 2")
+    assert second.rolled_back
+    await second.open_partition(0)
+    await second.close()
+    third = await LmdbKv.open(str(tmp_path / "killed"), RealDisk(), "boot 2")
+    assert not third.rolled_back
+    await third.close()
+
+
+async def test_folding_goes_on_while_a_snapshot_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the map is nearly full, and cannot grow meanwhile."""
+    kv = await LmdbKv.open(str(tmp_path / "kv"), RealDisk(), "boot 1", map_bytes=16 << 20)
+    epoch, _ = await kv.open_partition(1)
+    ended = threading.Event()
+    verify = lmdb_snapshot._verify
+
+    def held_up(*arguments: Any) -> Any:
+        assert ended.wait(20.0)
+        return verify(*arguments)
+
+    monkeypatch.setattr(lmdb_snapshot, "_verify", held_up)
+    size = 1 << 20
+    for number in range(9):
+        await kv.commit(Batch(1, epoch, b"c", {START + b"%d" % number: bytes(size)}))
+    snapshot = asyncio.ensure_future(kv.snapshot(tmp_path / "snapshot"))
+    await asyncio.sleep(0.2)
+    async with asyncio.timeout(10):
+        for number in range(9):
+            await kv.commit(Batch(1, epoch, b"c", {START + b"%d" % (9 + number): bytes(size)}))
+    assert not snapshot.done()
+    ended.set()
+    await snapshot
+    await kv.close()
+
+
+async def test_a_file_that_cannot_be_opened_just_now_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the only snapshot that there is would be thrown away."""
+    kv = await LmdbKv.open(str(tmp_path / "kv"), RealDisk(), "boot 1")
+    await kv.open_partition(1)
+    await kv.snapshot(tmp_path / "snapshot")
+    await kv.close()
+
+    def none_left(file: Any) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lmdb_snapshot, "_digest", none_left)
+        with pytest.raises(Unavailable, match="Too many open files"):
+            lmdb_snapshot.checked(tmp_path / "snapshot")
+    assert lmdb_snapshot.checked(tmp_path / "snapshot") == {}

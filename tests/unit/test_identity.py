@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -14,11 +15,13 @@ from imcore.errors import OutcomeUnknown, Unavailable
 from imcore.proto import peer_pb2 as peer
 from imcore.runtime import SystemClock
 from imcore.words import Origin
+from services.control import caspaxos
 from services.control.caspaxos import Proposer
 from services.engines.disk import RealDisk
 from services.engines.log_store import SegmentLogStore
 from services.im.incarnation import Register
 from services.node import identity
+from tests.unit.test_caspaxos_shell import Memory
 
 
 class Registers:
@@ -43,7 +46,7 @@ async def start(folder: Path, registers: Registers, seed: int = 1) -> Register:
     store = await SegmentLogStore.open(str(folder), 1, RealDisk(), random.Random(seed))
     try:
         settled = await identity.settle(
-            "fra", 1, store, cast(Proposer, registers), {}, frozenset(), SystemClock()
+            "fra", 1, store, cast(Proposer, registers), {}, frozenset, SystemClock()
         )
         return settled.register
     finally:
@@ -82,3 +85,59 @@ def test_a_peer_with_more_partitions_is_named_and_not_an_index_error() -> None:
     assert identity._of("iad", reply, Origin("fra", 1), 2) == ((0, 7), (0, 0))
     with pytest.raises(Unavailable, match=r"iad tells of partition 1 .* 1 partition"):
         identity._of("iad", reply, Origin("fra", 1), 1)
+
+
+async def test_an_offer_of_an_earlier_start_that_a_minority_took_is_settled_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was cut off between promise and acceptance, and its own registry alone has the offer: a
+    read says what the others hold, a change what that one does."""
+    monkeypatch.setattr(caspaxos, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(identity, "_RETRY_S", 0.05)
+    registries = {name: Late(name) for name in ("fra", "iad", "sin")}
+
+    def proposer(seed: int) -> Proposer:
+        return Proposer(registries, "fra", SystemClock(), random.Random(seed))
+
+    others = [
+        Proposer(registries, name, SystemClock(), random.Random(name)) for name in ("iad", "sin")
+    ]
+    members = [proposer(1), *others]
+    await asyncio.gather(*(each.ensure_member() for each in members))
+    assert (await _settled(tmp_path, members[0])).boot_count == 1
+
+    cut_off = proposer(50)
+    call = cut_off._call
+
+    async def call_until_offered(one: Any, *arguments: Any) -> Any:
+        slot = one.record.slot("idc/fra") if one.record is not None else None
+        if slot is not None and one.name != "fra" and slot.accepted == slot.promised:
+            registries["iad"].away = registries["sin"].away = slot.value is not None
+        return await call(one, *arguments)
+
+    monkeypatch.setattr(cut_off, "_call", call_until_offered)
+    with pytest.raises(TimeoutError):
+        await _settled(tmp_path, cut_off, within_s=1.0)
+    registries["iad"].away = registries["sin"].away = False
+    for each in (cut_off, *members):
+        await each.close()
+    assert (await _settled(tmp_path, proposer(51), within_s=10.0)).boot_count == 3
+
+
+async def _settled(folder: Path, proposer: Proposer, within_s: float = 10.0) -> Register:
+    store = await SegmentLogStore.open(str(folder), 1, RealDisk(), random.Random(1))
+    try:
+        async with asyncio.timeout(within_s):
+            settled = await identity.settle("fra", 1, store, proposer, {}, frozenset, SystemClock())
+        return settled.register
+    finally:
+        await store.close()
+
+
+class Late(Memory):
+    """Of another IDC: what it says takes a while."""
+
+    async def _reach(self) -> None:
+        if self.name != "fra":
+            await asyncio.sleep(0.03)
+        await super()._reach()

@@ -66,7 +66,10 @@ def test_a_boot_that_died_before_the_register_heard_of_it_costs_nothing() -> Non
     # Register still says 4: this boot noted 5, died; the next notes 6.
     assert decide(COMMITTED, replace(STORE, boot_count=6), PEERS).kept
     # Register says 5: that boot committed, then died before it confirmed to its own disk.
-    assert decide(replace(COMMITTED, boot_count=5), replace(STORE, boot_count=6), PEERS).kept
+    five = replace(COMMITTED, boot_count=5)
+    assert decide(five, replace(STORE, boot_count=6), PEERS).kept
+    # And the next one died before it committed.
+    assert decide(five, replace(STORE, boot_count=7), PEERS).kept
 
 
 def test_registers_survive_their_json() -> None:
