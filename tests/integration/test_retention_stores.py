@@ -224,7 +224,7 @@ async def test_a_seal_below_the_snapshot_is_refused_and_nothing_is_thrown_away(
     assert await state(bench.kv) == before
 
 
-def bootstrap(bench: Bench, folder: Path) -> Bootstrap:
+def beginning(bench: Bench, folder: Path) -> Bootstrap:
     node: Any = SimpleNamespace(
         kv=bench.kv, disk=bench.disk, store=bench.store, idc="fra",
         retention=bench.retention, rng=random.Random(3),
@@ -245,7 +245,7 @@ async def test_a_kv_that_is_lost_though_the_logs_are_whole_gives_out_its_numbers
     if lost:
         (tmp_path / "kv" / "data.mdb").unlink()
     await bench.open()
-    start = bootstrap(bench, tmp_path)
+    start = beginning(bench, tmp_path)
     assert await start.mend()
     assert (start.timeline_life() != bench.store.log_id) == lost
 
@@ -257,7 +257,7 @@ async def test_a_kv_that_is_lost_starts_from_the_own_snapshot(bench: Bench, tmp_
     await bench.close()
     (tmp_path / "kv" / "data.mdb").unlink()
     await bench.open()
-    start = bootstrap(bench, tmp_path)
+    start = beginning(bench, tmp_path)
     assert start.timeline_life() == bench.store.log_id
     assert await start.mend()
     assert start.timeline_life() != bench.store.log_id
