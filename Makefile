@@ -22,7 +22,7 @@ LESS ?=
 
 help:
 	@echo "make demo       set up, then kill an IDC under load and check that nothing was lost"
-	@echo "make test       set up, then lint, and run all tests meanwhile"
+	@echo "make test       set up, then lint, and run all tests but the nightly ones meanwhile"
 	@echo "make engines    set up, then install all external engines (once; some minutes)"
 	@echo "make cluster    install what the Kubernetes tests need (once; 15 minutes)"
 	@echo "make lint       check format, lint, types, layers, generated stubs and docs"

@@ -10,7 +10,7 @@ from imcore.errors import BadInput, Code, ImError, OutcomeUnknown, Refused, Unav
 OK = 0  # done, or no difference
 ERROR = 1  # failed, or only partly done
 USAGE = 2  # wrong usage or a wrong file; `plan`, `diff`: there is a difference
-GUARDED = 3  # refused by a safety rule or for lack of rights; nothing was changed
+GUARDED = 3  # refused by a rule or for lack of rights, nothing changed; or a paused deploy
 UNKNOWN = 4  # unknown whether it happened, see `imctl op show ID`; a drill: inconclusive
 DEVIATED = 5  # a drill showed that a promise does not hold
 ABORTED = 6  # the operation, rollout or drill was aborted: undone, or stopped where it was
@@ -27,7 +27,8 @@ class Denied(Failed):
 
 
 class Guarded(ImError):
-    """A guard refused; nothing was changed. The message names the rule."""
+    """A guard refused, before anything was changed, or in a deploy that is paused by it. The
+    message names the rule."""
 
 
 class Aborted(ImError):

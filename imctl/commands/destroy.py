@@ -20,6 +20,7 @@ from imctl.errors import Failed, Guarded
 from imctl.options import Data
 from imctl.rollout import store
 from imctl.target import places, regions, runfile
+from imctl.target.base import FRONT, IPCONF, ROUTE
 from imctl.target.local import COPY, LINKPROXY, Local
 from imctl.target.opening import opened
 
@@ -40,8 +41,8 @@ def destroy(
 ) -> None:
     """Stop a deployment and delete its data.
 
-    Deletes logs, KVs, registries, certificates and keys. Data in engines that run elsewhere is
-    kept. If the command is interrupted, run it again to continue.
+    Deletes logs, KVs, registries, certificates and keys. Archives and data in engines that run
+    elsewhere are kept. If the command is interrupted, run it again to continue.
 
     Exit status: 0 done, 1 failed, 2 the name does not match, 3 clients are connected.
 
@@ -123,9 +124,19 @@ def _delete(folder: Path, region: Region) -> list[str]:
     it is found again after a kill. Returns what is left."""
     idcs = [idc.name for idc in region.spec.idcs]
     witness = [region.spec.witness.name] if region.spec.witness else []
+    beside = [  # of `up --split`, also of more than there are now
+        path.name
+        for idc in idcs
+        for kind in (FRONT, IPCONF, ROUTE)
+        for path in folder.glob(f"{idc}{kind}[0-9]*")
+    ]
+    drills = [
+        "drills", "drill.lock", "drill-faults.json", "drill-faults.lock", "drill-faults.new",
+        "drill-janitor.log",
+    ]  # fmt: skip
     audits = [path.name for path in auditfile.files(folder / auditfile.FILE)]
     ours = [
-        *idcs, *witness, *audits, "pki", "clients", "histories", regions.FOLDER,
+        *idcs, *beside, *witness, *audits, *drills, "pki", "clients", "histories", regions.FOLDER,
         runfile.SITES_FOLDER, "links.json", "routes.json", f"{LINKPROXY}.log", places.NAME,
         runfile.NAME, store.NAME, store.PAUSE, store.LOCK, COPY,
     ]  # fmt: skip

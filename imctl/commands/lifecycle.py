@@ -147,7 +147,7 @@ def kill(
     """Kill the processes of an IDC (SIGKILL).
 
     Or those of one unit alone: the witness, the link proxy, an engine, or after `up --split` a
-    gateway or an ipconf (fra.ipconf-1).
+    gateway, a route instance or an ipconf (fra.ipconf-1).
 
     Example: imctl kill fra
     """
@@ -238,8 +238,9 @@ def wipe(
 ) -> None:
     """Delete the data of a stopped IDC.
 
-    That is its log, KV and registry. Given an engine's name, only that engine's data. PD and TiKV
-    are always wiped together, because neither works without the other's data.
+    That is its log, KV, registry, snapshots and clients' files; its audit log stays. Given an
+    engine's name, only that engine's data. PD and TiKV are always wiped together, because neither
+    works without the other's data.
 
     Example: imctl wipe fra
     """

@@ -77,8 +77,8 @@ def run(
         str,
         typer.Option(
             metavar="HOST:PORT",
-            help="Serve an admission webhook for Regions at this address, over HTTPS at /validate "
-            "[default: none].",
+            help="Serve an admission webhook for Regions, Drills and DrillRuns at this address, "
+            "over HTTPS at /validate [default: none].",
             show_default=False,
         ),
     ] = "",

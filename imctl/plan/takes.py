@@ -100,6 +100,10 @@ RULES: tuple[Rule, ...] = (
     _fixed(f"{_ENGINES}.registry.etcd.prefix", _DATA_STAY),
     _restart(Scope.OWN, f"{_ENGINES}.registry.etcd.?*", "read at startup"),
     _fixed(f"{_ENGINES}.registry*", "a registry on another engine starts empty, and abstains"),
+    _fixed(f"{_ENGINES}.blobs.s3.bucket", _DATA_STAY),
+    _fixed(f"{_ENGINES}.blobs.s3.prefix", _DATA_STAY),
+    _restart(Scope.OWN, f"{_ENGINES}.blobs.s3.?*", "read at startup"),
+    _fixed(f"{_ENGINES}.blobs*", _DATA_STAY),
     _fixed("spec.idcs*", _VOTERS),
     # --------------------------------------------------------------------------------- geo
     _restart(Scope.IDCS, "spec.geo.shards.*.match.*", "read at startup"),

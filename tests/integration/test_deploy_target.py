@@ -17,9 +17,11 @@ import pytest
 import yaml
 
 from imcore.errors import BadInput, ImError
+from imcore.region.load import load_region
 from imcore.region.model import Region
 from imcore.runtime import SystemClock
 from imctl import admin, startup
+from imctl.commands.destroy import _delete
 from imctl.errors import Failed
 from imctl.plan.scale import scaled
 from imctl.planning import check_data_fit, fields_of
@@ -413,3 +415,14 @@ def until_its_kv(target: Local, what: str, holds: Callable[[dict[str, Any]], obj
         time.sleep(0.1)
         status = asyncio.run(admin.statuses(target, ["fra"]))["fra"]
         kv = {} if isinstance(status, ImError) else status.get("kv", {})
+
+
+def test_nothing_of_processes_apart_or_of_drills_outlives_destroy(tmp_path: Path) -> None:
+    """An ipconf would go on with the policy of the deployment that was destroyed."""
+    for name in ("fra/data", "fra.gateway-1/data", "fra.ipconf-2/data", "fra.route-1", "drills/r"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("region.yaml", "fra.ipconf-2/data/policy.json", "drill-faults.json", "drill.lock"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "archive").mkdir()
+    region = load_region(Path(__file__).parents[2] / "regions" / "three-idc.yaml")
+    assert _delete(tmp_path, region) == ["archive"]

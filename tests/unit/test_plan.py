@@ -110,7 +110,8 @@ def test_every_field_has_its_rule_and_every_rule_a_field() -> None:
     assert len(FIELDS) > 70
     assert [field for field in FIELDS if rule_of(field) is None] == []
     used = {rule_of(field) for field in FIELDS}
-    whole = {rule_of(f"spec.idcs.x.engines.{port}.y") for port in ("kv", "log", "registry")}
+    ports = ("kv", "log", "registry", "blobs")
+    whole = {rule_of(f"spec.idcs.x.engines.{port}.y") for port in ports}
     whole |= {rule_of("spec.idcs.x")}
     assert [rule.pattern for rule in RULES if rule not in used | whole] == []
 
@@ -216,6 +217,25 @@ def test_engines_that_run_beside_the_idcs_stay_as_they_are() -> None:
 
 
 # ------------------------------------------------------------------------------------ plan
+
+
+def with_bucket(spec: dict[str, Any]) -> None:
+    s3 = {"endpoint": "https://s3.fra:9000", "bucket": "files", "credentials_file": "/etc/im/old"}
+    spec["media"] = {}
+    spec["idcs"][0]["engines"] = {"blobs": {"s3": s3}}
+
+
+def test_credentials_of_a_bucket_take_a_restart_and_the_bucket_stays() -> None:
+    def renewed(spec: dict[str, Any]) -> None:
+        with_bucket(spec)
+        s3 = spec["idcs"][0]["engines"]["blobs"]["s3"]
+        s3 |= {"bucket": "others", "credentials_file": "/etc/im/new"}
+
+    running = region(with_bucket)
+    found = changes(differences(running, region(renewed)), running)
+    bucket, credentials = sorted(found, key=lambda change: change.difference.field)
+    assert (bucket.takes, "voters" in bucket.reason) == (Takes.FIXED, False)
+    assert (credentials.takes, credentials.units) == (Takes.RESTART, ("fra",))
 
 
 def test_units_that_have_it_already_are_not_named() -> None:
