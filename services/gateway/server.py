@@ -232,10 +232,13 @@ class Gateway:
                 standing.append(Standing(fd, number, session, unread, connection.quiet_ms))
         return standing
 
+    def number_above(self, last: int) -> None:
+        """A predecessor has given out numbers up to this one. Before anybody is let in."""
+        self._last_number = max(self._last_number, last)
+
     async def adopt(self, standing: Standing, joined: Callable[[Standing], bool]) -> bool:
         """Go on with a predecessor's connection. ``joined`` gives it its session back; False: that
         is over, or the client has gone, and the connection is closed."""
-        self._last_number = max(self._last_number, standing.number)
         connection = Connection(self, standing)
         handed = socket.socket(fileno=standing.fd)
         handed.setblocking(False)

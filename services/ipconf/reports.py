@@ -43,7 +43,10 @@ class Reports:
                 seen[uid] = now
 
     def since(self, at: float) -> dict[str, list[str]]:
-        """By IDC, whose reports came then or later; IDCs that nobody accused are missing."""
+        """By IDC, whose reports came then or later; IDCs that nobody accused are missing. What came
+        long before is forgotten: an ipconf apart asks for nothing else."""
+        for idc, uids in self._seen.items():
+            self._seen[idc] = {uid: heard for uid, heard in uids.items() if heard > at - WINDOW_S}
         found = {
             idc: [uid for uid, heard in uids.items() if heard >= at]
             for idc, uids in self._seen.items()

@@ -108,7 +108,11 @@ async def hand_over(
 
     staying = {number for number in gateway.numbers() if session_of(number) is not None}
     await gateway.stop_others(staying)
-    await state.write_checkpoint()
+    # What huge groups were told before ``since`` is owed only once its turn has come.
+    await within(ANSWER_S, lambda: not state.waiting())
+    with contextlib.suppress(TimeoutError):  # of a disk that hangs: all clients wait
+        async with asyncio.timeout(ANSWER_S):
+            await state.write_checkpoint()
     listeners = [os.dup(each.fileno()) for each in listening]
     standing = gateway.hand_on(session_of)
     ended = [one.SerializeToString() for one in link.ended()]
@@ -148,6 +152,8 @@ async def go_on(handover: Handover, gateway: Gateway, state: StateServer, link: 
     def joined(standing: Standing) -> bool:
         return valid and state.joined(gateway.name, standing.number, standing.session)
 
+    # First of all: who comes while they are taken up must not get the number of one of them.
+    gateway.number_above(max((each.number for each in handover.standing), default=0))
     stood = 0
     for standing in handover.standing:
         if await gateway.adopt(standing, joined):

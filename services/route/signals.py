@@ -43,6 +43,7 @@ class SignalQueue:
         self._typing: dict[tuple[str, str], tuple[list[str], pb.Typing]] = {}
         self.verbs: Verbs | None = None  # where signals are counted, once something reads that
         self._grown = asyncio.Event()
+        self._stream = 0  # how many have ended
         self.sent = 0
         self.dropped = 0
 
@@ -87,10 +88,12 @@ class SignalQueue:
         self.sent += len(batch.signals)
         return batch
 
-    async def _batches(self) -> AsyncIterator[peer.SignalBatch]:
+    async def _batches(self, stream: int = 0) -> AsyncIterator[peer.SignalBatch]:
         while True:
             await self._grown.wait()
             await asyncio.sleep(_FLUSH_S)
+            if stream != self._stream:
+                return  # it has ended, and gRPC goes on waiting for what is to be written to it
             self._grown.clear()
             while self._queued or self._typing:
                 yield self._batch()
@@ -99,7 +102,9 @@ class SignalQueue:
         """Until cancelled."""
         while True:
             try:
-                await rpc.PeerStub(self._channel()).Signals(self._batches())
+                await rpc.PeerStub(self._channel()).Signals(self._batches(self._stream))
             except grpc.RpcError as error:
                 log.debug("signals to %s: %s", self.idc, error)
+            self._stream += 1
+            self._grown.set()
             await asyncio.sleep(_RETRY_S)

@@ -29,6 +29,7 @@ log = logging.getLogger("im.split")
 PREFIX = b"route/"  # in the registry of the IDC, with the lease of each
 SHUN_S = 3.0  # longer than the lease of one that is gone
 WAIT_S = 1.0  # since it last said that it has no link to the core
+WAIT_MAX_S = 10.0  # since it first said so: it alone may be cut off from a core that is there
 ASK_S = 1.0
 LOOK_S, LOOK_MAX_S = 0.25, 2.0
 STEADY_S = 5.0  # for so long one is there, before a front with sessions leaves the core for it
@@ -80,6 +81,7 @@ class ByRoute:
         self._rng = rng
         self._at: tuple[str, rpc.FrontAsyncStub, grpc.aio.Channel] | None = None  # None: the core
         self._waits_until = 0.0  # for the core, as the route instance does
+        self._waits_since = 0.0
         self._shunned: dict[str, float] = {}  # until when
 
     @property
@@ -114,8 +116,13 @@ class ByRoute:
         now = self._clock.now()
         if self._at is None:
             return
-        if why == NO_CORE:
+        if why == NO_CORE and now >= self._waits_until:
+            self._waits_since = now
+        if why == NO_CORE and now - self._waits_since < WAIT_MAX_S:
             self._waits_until = now + WAIT_S
+        elif why == NO_CORE:
+            self._waits_until = now
+            self._shunned[self._at[0]] = now + SHUN_S
         elif now >= self._waits_until:  # a call that is refused may end in other words, too
             self._shunned[self._at[0]] = now + SHUN_S
 

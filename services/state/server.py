@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections import Counter
 from collections.abc import Callable
@@ -213,11 +214,12 @@ class StateServer(Outgoing):
 
     def joined(self, gateway: str, connection: int, session: str) -> bool:
         """The connection stood while the process was another; its session goes on as it was.
-        False: that is over."""
+        False: that is over, or a newer connection goes on with it."""
         record = self._table.by_id(session)
-        if record is None:
+        if record is None or record.gateway:
             return False
         self._graces.cancel(record)
+        record.away_at = math.inf
         record.gateway, record.connection = gateway, connection
         self._table.by_address[gateway, connection] = record
         self._stands(record)
@@ -521,15 +523,18 @@ class StateServer(Outgoing):
             shedder, backlog = self._requests.shedder, lambda: self.im.backlog()
             group.create_task(watch_delay(shedder, self._clock, backlog, self._look_s))
             group.create_task(self._run_timers())
+            group.create_task(self._run_checkpoints())
 
     async def _run_timers(self) -> None:
-        written = self._clock.now()
         while True:
             await asyncio.sleep(TICK_S)
             self.tick()
-            if self._clock.now() - written >= _CHECKPOINT_S:
-                written = self._clock.now()
-                await self.write_checkpoint()
+
+    async def _run_checkpoints(self) -> None:
+        """Apart: a disk that hangs must hold up no deadline."""
+        while True:
+            await asyncio.sleep(_CHECKPOINT_S)
+            await self.write_checkpoint()
 
     def tick(self) -> None:
         ticks = int((self._clock.now() - self._ticked_at) / TICK_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 
 import grpc
@@ -110,3 +111,34 @@ async def test_a_backlog_is_bounded_and_goes_in_several_messages(monkeypatch: py
     assert names == [["g:3", "g:4"], ["g:5", "g:6"], ["g:7"]]
     assert queue.sent == 5
     await batches.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_link_that_is_away_leaves_nobody_behind_who_takes_signals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """gRPC goes on asking for what is to be written to a call that has ended."""
+    monkeypatch.setattr(signals, "_RETRY_S", 0.05)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    backoff = [(f"grpc.{which}_reconnect_backoff_ms", 100) for which in ("initial", "min", "max")]
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=backoff)
+    queue = SignalQueue("iad", lambda: channel, SystemClock())
+    before = len(asyncio.all_tasks())
+    running = asyncio.create_task(queue.run())
+    await asyncio.sleep(1.5)  # nobody is there, and there is nothing to say
+    tasks = len(asyncio.all_tasks()) - before
+    server = grpc.aio.server()
+    receiver = Receiver()  # type: ignore[abstract]  # the rest: UNIMPLEMENTED
+    rpc.add_PeerServicer_to_server(receiver, server)
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    await asyncio.sleep(1.0)
+    queue.add("d:ann:bob", ["bob"], Origin("fra", 1), 1)
+    await asyncio.sleep(1.0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await channel.close(None)
+    await server.stop(0)
+    assert [one.conversation for one in receiver.batches.get_nowait().signals] == ["d:ann:bob"]
+    assert tasks < 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import AsyncIterator
@@ -137,3 +138,20 @@ async def test_it_leaves_the_core_for_one_that_stays_and_at_once_without_session
     assert clock.now() - began < 0.15
     await way.better(lambda: False)
     assert clock.now() - began > 0.2
+
+
+async def test_one_that_is_cut_off_from_a_core_that_is_there_is_left(
+    registry: Known, way: ByRoute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ways, "WAIT_S", 0.1)
+    monkeypatch.setattr(ways, "WAIT_MAX_S", 0.3)
+    core = await way.next()
+    await registry.comes("one")
+    stub = await way.next()
+    assert stub is not core
+    await registry.goes("one")  # it keeps no lease without a link, and the registry answers
+    for _ in range(10):
+        way.ended(NO_CORE)
+        stub = await way.next()
+        await asyncio.sleep(0.05)
+    assert stub is core

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from imcore.region.model import ClientParameters
 from imcore.runtime import ManualClock
 from imcore.tokens import LEEWAY_MS, Claims, mint
 from imcore.words import Origin
+from services.state.checkpoint import Checkpoint
 from services.state.server import BEHIND_S
 from services.state.session import Record
 from services.state.testing import Front
@@ -530,3 +532,21 @@ async def test_the_highest_hlc_a_client_has_seen_reaches_im_and_a_forged_one_doe
         beat.seen.hlc = request.seen.hlc << 1
         await client.ask(beat)
         assert session.seen_hlc == request.seen.hlc
+
+
+async def test_a_disk_that_hangs_keeps_no_request_from_its_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = threading.Event()
+    monkeypatch.setattr("services.state.server._CHECKPOINT_S", 0.05)
+    monkeypatch.setattr(Checkpoint, "_write", lambda *_: hangs.wait(10))
+    try:
+        async with Front(KEYS, checkpoint_path=tmp_path / "sessions.json") as front:
+            client, _ = await front.connect("ann")
+            await asyncio.sleep(0.3)
+            front.im.mute = True
+            asked = pb.Request(pull=pb.Pull(conversation="d:ann:bob"), deadline_ms=200)
+            assert (await client.ask(asked, 2.0)).error.code == "deadline"
+            hangs.set()
+    finally:
+        hangs.set()

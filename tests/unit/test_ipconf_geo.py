@@ -13,7 +13,7 @@ from imcore.region.load import load_region
 from imcore.region.model import Geo, Match, Shard
 from services.ipconf.geo import Located, Shards
 from services.ipconf.locate import CountryTable, MaxMindFile
-from services.ipconf.reports import EVERY_S, WINDOW_S, Reports
+from services.ipconf.reports import EVERY_S, UIDS_MAX, WINDOW_S, Reports
 from services.ipconf.ticket import Ticket, mint, read
 from services.loadgen.population import public_country
 
@@ -86,3 +86,15 @@ def test_reports_count_distinct_uids_for_a_while() -> None:
     assert reports.add("u2", ["fra"], 1.0)
     assert reports.counts(1.0) == {"fra": 2, "iad": 0}
     assert reports.counts(EVERY_S + WINDOW_S + 0.1) == {"fra": 1, "iad": 0}
+
+
+def test_new_reporters_are_heard_however_many_there_were_long_ago() -> None:
+    """Of an ipconf in a process of its own, which only tells what came since."""
+    reports, now = Reports(["fra"]), 0.0
+    for number in range(UIDS_MAX):
+        now += 1.0
+        assert reports.add(f"u{number}", ["fra"], now)
+        if number % 100 == 0:
+            reports.since(now - 0.5)
+    assert reports.add("new", ["fra"], now + 1)
+    assert reports.since(now + 1) == {"fra": ["new"]}
